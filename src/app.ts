@@ -1,0 +1,256 @@
+import { mkdir } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import type Koa from "koa";
+import packageJson from "../package.json" with { type: "json" };
+import { systemClock, type Clock } from "./base/clock.ts";
+import type { Logger } from "./base/log.ts";
+import { Metrics } from "./base/metrics.ts";
+import type { Config } from "./config/schema.ts";
+import type { Database } from "./db/database.ts";
+import { lockStorage } from "./db/lock.ts";
+import { openSqlite } from "./db/sqlite.ts";
+import { apiRoutes } from "./http/api.ts";
+import { opsRoutes, type Check } from "./http/ops.ts";
+import { HttpServer } from "./http/server.ts";
+import { V2 } from "./http/v2.ts";
+import type { Digest } from "./oci/digest.ts";
+import { Mirror } from "./registry/mirror.ts";
+import { Names } from "./registry/names.ts";
+import { Registry } from "./registry/registry.ts";
+import { Upstream } from "./registry/upstream.ts";
+import { Warming } from "./registry/warm.ts";
+import { createRemote, type Remote, type RemoteObserver } from "./remote/remote.ts";
+import { Catalog } from "./store/catalog.ts";
+import { FileBlobStore } from "./store/blobs-fs.ts";
+import type { BlobStore } from "./store/blobs.ts";
+import { MemoryCache } from "./store/memory.ts";
+import { Usage } from "./store/usage.ts";
+import { Downloads } from "./transfer/download.ts";
+import { Evictor } from "./upkeep/evict.ts";
+import { recover } from "./upkeep/recover.ts";
+
+export const VERSION: string = packageJson.version;
+
+/** A running daemon. Disposing of it drains requests, keeps partial downloads and closes everything, in the reverse order of its making. */
+export interface App extends AsyncDisposable {
+  /** Where it listens: `http://127.0.0.1:5000` or `unix:/path`. */
+  readonly address: string;
+  /** The pressure gauges of the moment. */
+  readonly metrics: Metrics;
+}
+
+export interface AppOptions {
+  log: Logger;
+  clock?: Clock;
+}
+
+/**
+ * Constructs the daemon and starts it: the only place that constructs. Dials nothing: an upstream that is away does not keep it from starting.
+ * @throws Error naming cause and remedy: storage not writable or in use, address taken
+ */
+export async function open(config: Config, options: AppOptions): Promise<App> {
+  const { log, clock = systemClock } = options;
+  await using stack = new AsyncDisposableStack();
+  const metrics = new Metrics();
+  metrics.buildInfo.set({ version: VERSION, node: process.version }, 1);
+  const onFault = (operation: string, error: unknown): void => {
+    metrics.cacheErrors.inc({ operation });
+    log.warn({ operation, err: error }, "the cache failed, the pull goes on");
+  };
+
+  const root = resolve(config.storage.root);
+  const { db, blobs } = await openStorage(root, stack);
+  const catalog = new Catalog(db);
+  const memory = new MemoryCache(config.storage.memoryCache);
+  const usage = stack.use(new Usage(catalog, clock, onFault));
+
+  const upstreams = new Map<string, Upstream>();
+  for (const [name, upstream] of Object.entries(config.upstreams)) {
+    const observe = upstreamObserver(metrics, name);
+    const own = stack.use(await createRemote(upstream, { clock, log, observe }));
+    const remotes: [Remote, ...Remote[]] = [own];
+    for (const fallback of upstream.fallbacks)
+      remotes.push(stack.use(await createRemote(fallback, { clock, log, observe })));
+    upstreams.set(name, new Upstream(name, upstream, remotes));
+  }
+
+  const inFlight = (): ReadonlySet<Digest> => new Set(downloads.progress.map(({ digest }) => digest));
+  const evictor = new Evictor({ limits: config.storage, catalog, blobs, memory, usage, log, metrics, inFlight });
+  await evictor.start();
+  const downloads: Downloads = stack.use(
+    new Downloads({
+      store: blobs,
+      space: evictor,
+      clock,
+      onFault,
+      onMismatch: (upstream, digest) => {
+        metrics.digestMismatches.inc({ upstream });
+        log.error({ upstream, digest }, "upstream sent bytes that are not what their digest says");
+      },
+    }),
+  );
+
+  const names = new Names(config);
+  const mirror = stack.use(
+    new Mirror({
+      upstreams,
+      names,
+      catalog,
+      blobs,
+      memory,
+      usage,
+      downloads,
+      clock,
+      log,
+      metrics,
+      ledger: evictor,
+      onFault,
+    }),
+  );
+  const registry = new Registry(names, mirror, catalog);
+  const warming = new Warming({ mirror, names, clock, progress: () => downloads.progress });
+  exposeState(metrics, { evictor, downloads, upstreams, blobs });
+
+  let stopping = false;
+  const ops = opsRoutes({
+    metrics,
+    checks: () => check({ db, blobs, upstreams, minFree: config.storage.minFree, stopping }),
+    home: { publicUrl: config.server.publicUrl, upstreams: Object.keys(config.upstreams), version: VERSION },
+  });
+  const api = apiRoutes({ warming });
+  const server = new HttpServer({
+    config: config.server,
+    logRequests: config.log.requests,
+    log,
+    metrics,
+    v2: new V2({ registry, metrics, progress: config.server.progress }),
+    routes: (ctx, next) => ops(ctx, () => api(ctx, next)) as ReturnType<Koa.Middleware>,
+  });
+
+  const upkeep = new AbortController();
+  const recovered = recover({ catalog, blobs, clock, log, inFlight }, upkeep.signal).catch((error: unknown) =>
+    onFault("recover", error),
+  );
+  stack.defer(async () => {
+    upkeep.abort();
+    await recovered;
+  });
+
+  const address = await server.listen();
+  stack.defer(() => {
+    stopping = true;
+    return server.close(config.server.drainTimeout);
+  });
+  log.info({ address, root, upstreams: [...upstreams.keys()], version: VERSION }, "entrepot is ready");
+
+  const owned = stack.move();
+  return { address, metrics, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+async function openStorage(root: string, stack: AsyncDisposableStack): Promise<{ db: Database; blobs: BlobStore }> {
+  try {
+    await mkdir(root, { recursive: true });
+    const blobs = await FileBlobStore.open(root);
+    stack.defer(lockStorage(root));
+    return { db: stack.use(await openSqlite(join(root, "entrepot.db"))), blobs };
+  } catch (cause) {
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === "EACCES" || code === "EROFS" || code === "EPERM") {
+      throw new Error(
+        `storage.root ${root} can't be written (${code}): give this user the folder, or set another one`,
+        { cause },
+      );
+    }
+    if (code === "SQLITE_FULL" || code === "ENOSPC") {
+      throw new Error(`storage.root ${root} is on a full file system: free some space`, { cause });
+    }
+    throw cause;
+  }
+}
+
+function upstreamObserver(metrics: Metrics, upstream: string): RemoteObserver {
+  return {
+    request: (kind, _method, code, seconds) => {
+      metrics.upstreamRequests.inc({ upstream, kind, code });
+      metrics.upstreamDuration.observe({ upstream, kind }, seconds);
+    },
+    received: (bytes) => metrics.upstreamReceivedBytes.inc({ upstream }, bytes),
+  };
+}
+
+interface Exposed {
+  evictor: Evictor;
+  downloads: Downloads;
+  upstreams: ReadonlyMap<string, Upstream>;
+  blobs: BlobStore;
+}
+
+/** Gauges that others own are read when Prometheus asks. */
+function exposeState(metrics: Metrics, { evictor, downloads, upstreams, blobs }: Exposed): void {
+  metrics.onScrape(async () => {
+    let cached = 0;
+    for (const [upstream, bytes] of evictor.used) {
+      metrics.cacheBytes.set({ upstream }, bytes);
+      cached += bytes;
+    }
+    metrics.blobsBytes.set({ kind: "cached" }, cached);
+    metrics.flights.set(downloads.progress.length);
+    metrics.storageFreeBytes.set(await blobs.freeBytes().catch(() => 0));
+    for (const [upstream, { remotes }] of upstreams) {
+      metrics.upstreamUp.set({ upstream }, remotes.some(({ state }) => state.up) ? 1 : 0);
+      const { rateLimit } = remotes[0].state;
+      if (!rateLimit) continue;
+      metrics.upstreamRateLimit.set({ upstream }, rateLimit.limit);
+      metrics.upstreamRateRemaining.set({ upstream }, rateLimit.remaining);
+    }
+  });
+}
+
+interface Checked {
+  db: Database;
+  blobs: BlobStore;
+  upstreams: ReadonlyMap<string, Upstream>;
+  minFree: number;
+  stopping: boolean;
+}
+
+async function check({ db, blobs, upstreams, minFree, stopping }: Checked): Promise<Check[]> {
+  const describe = async (name: string, work: () => Promise<string>, informative = false): Promise<Check> => {
+    try {
+      return { name, ok: true, reason: await work(), informative };
+    } catch (error) {
+      return { name, ok: false, reason: (error as Error).message, informative };
+    }
+  };
+  return Promise.all([
+    describe("running", async () => {
+      if (stopping) throw new Error("the daemon is stopping");
+      return "accepts requests";
+    }),
+    describe("database", async () => {
+      await db.get("SELECT 1 AS one");
+      return "answers";
+    }),
+    describe(
+      "space",
+      async () => {
+        const free = await blobs.freeBytes();
+        if (free < minFree)
+          throw new Error(`${free} bytes free, storage.minFree is ${minFree}: new content is passed through, not kept`);
+        return `${free} bytes free`;
+      },
+      true,
+    ),
+    ...[...upstreams.values()].map((upstream) =>
+      describe(
+        `upstream ${upstream.name}`,
+        async () => {
+          if (!upstream.remotes.some(({ state }) => state.up))
+            throw new Error("does not answer: what is cached is served");
+          return "answers, as far as it was asked";
+        },
+        true,
+      ),
+    ),
+  ]);
+}

@@ -1,0 +1,110 @@
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+
+const LATENCY_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
+
+/** How a pull was answered. Source: docs/operations.md, "Metrics" */
+export type CacheResult = "hit" | "miss" | "joined" | "stale" | "revalidated" | "negative" | "bypass";
+export type CacheKind = "manifest" | "blob" | "tags" | "referrers";
+
+/**
+ * Every metric of the daemon: the only place where one is named. Labels are bounded: an upstream is one, a repository never.
+ * Gauges of state that others own (free space, cached bytes) are read by `onScrape` callbacks.
+ */
+export class Metrics {
+  readonly registry = new Registry();
+  readonly #onScrape: (() => void | Promise<void>)[] = [];
+
+  readonly httpRequests = this.#counter("http_requests_total", "HTTP requests answered", ["handler", "method", "code"]);
+  readonly httpDuration = this.#histogram(
+    "http_request_duration_seconds",
+    "From the request's head to the answer's last byte",
+    ["handler", "method"],
+  );
+  readonly httpInFlight = this.#gauge("http_requests_in_flight", "HTTP requests being answered", []);
+  readonly buildInfo = this.#gauge("build_info", "Always 1; the version is in the labels", ["version", "node"]);
+
+  readonly cacheRequests = this.#counter("cache_requests_total", "Pulls of cached repositories by outcome", [
+    "upstream",
+    "kind",
+    "result",
+  ]);
+  readonly cacheServedBytes = this.#counter(
+    "cache_served_bytes_total",
+    "Bytes of blobs and manifests sent to clients",
+    ["upstream", "source"],
+  );
+  readonly cacheBytes = this.#gauge("cache_bytes", "Bytes of cached blobs and manifests", ["upstream"]);
+  readonly cacheEvictions = this.#counter("cache_evictions_total", "Cached contents removed", ["reason"]);
+  readonly cacheErrors = this.#counter(
+    "cache_errors_total",
+    "Failures of the cache itself, none of which failed a pull",
+    ["operation"],
+  );
+  readonly digestMismatches = this.#counter(
+    "digest_mismatches_total",
+    "Bodies from upstream that were not what their digest says",
+    ["upstream"],
+  );
+  readonly flights = this.#gauge("flights_in_progress", "Downloads from upstream under way", []);
+
+  readonly upstreamRequests = this.#counter("upstream_requests_total", "Requests sent to an upstream", [
+    "upstream",
+    "kind",
+    "code",
+  ]);
+  readonly upstreamDuration = this.#histogram(
+    "upstream_request_duration_seconds",
+    "From the request to the head of the answer",
+    ["upstream", "kind"],
+  );
+  readonly upstreamReceivedBytes = this.#counter(
+    "upstream_received_bytes_total",
+    "Body bytes received from an upstream",
+    ["upstream"],
+  );
+  readonly upstreamUp = this.#gauge(
+    "upstream_up",
+    "1 while the upstream answers, 0 while its circuit breaker is open",
+    ["upstream"],
+  );
+  readonly upstreamRateLimit = this.#gauge(
+    "upstream_ratelimit_limit",
+    "Requests that the upstream grants in a window",
+    ["upstream"],
+  );
+  readonly upstreamRateRemaining = this.#gauge("upstream_ratelimit_remaining", "Requests left in the window", [
+    "upstream",
+  ]);
+
+  readonly blobsBytes = this.#gauge("blobs_bytes", "Bytes stored", ["kind"]);
+  readonly storageFreeBytes = this.#gauge("storage_free_bytes", "Free bytes of the file system under storage.root", []);
+
+  /** Registers a callback that brings gauges up to date before each scrape. */
+  onScrape(update: () => void | Promise<void>): void {
+    this.#onScrape.push(update);
+  }
+
+  /** The Prometheus text format. */
+  async render(): Promise<{ contentType: string; body: string }> {
+    await Promise.all(this.#onScrape.map((update) => update()));
+    return { contentType: this.registry.contentType, body: await this.registry.metrics() };
+  }
+
+  #counter<L extends string>(name: string, help: string, labelNames: readonly L[]): Counter<L> {
+    return new Counter({ name: `entrepot_${name}`, help, labelNames, registers: [this.registry] });
+  }
+
+  #gauge<L extends string>(name: string, help: string, labelNames: readonly L[]): Gauge<L> {
+    return new Gauge({ name: `entrepot_${name}`, help, labelNames, registers: [this.registry] });
+  }
+
+  #histogram<L extends string>(name: string, help: string, labelNames: readonly L[]): Histogram<L> {
+    return new Histogram({
+      name: `entrepot_${name}`,
+      help,
+      labelNames,
+      buckets: LATENCY_BUCKETS,
+      registers: [this.registry],
+    });
+  }
+}

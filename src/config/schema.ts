@@ -1,0 +1,479 @@
+/**
+ * The configuration: every key with its default, unit, meaning and check, once. Types, the JSON Schema, the names of
+ * environment variables and what `config print` shows are all derived from here.
+ *
+ * Keys in YAML are the keys here. Durations and sizes are texts with a unit on the outside, milliseconds and bytes inside.
+ */
+import { readFileSync } from "node:fs";
+import { isIP, isIPv6 } from "node:net";
+import { z } from "zod";
+import type { LogFormat, LogLevel } from "../base/log.ts";
+import { isComponent } from "../oci/reference.ts";
+import {
+  DURATION_PATTERN,
+  DURATION_REMEDY,
+  formatDuration,
+  formatSize,
+  parseDuration,
+  parseSize,
+  SIZE_PATTERN,
+  SIZE_REMEDY,
+} from "./units.ts";
+
+type DeepReadonly<T> = T extends (infer Item)[]
+  ? readonly DeepReadonly<Item>[]
+  : T extends object
+    ? { readonly [Key in keyof T]: DeepReadonly<T[Key]> }
+    : T;
+
+/** Durations are milliseconds, sizes bytes, bandwidths bytes a second. Deeply frozen. */
+export type Config = DeepReadonly<z.output<typeof configSchema>>;
+export type UpstreamConfig = Config["upstreams"][string];
+/** One address of a registry: an upstream's own, or one of its fallbacks. */
+export type EndpointConfig = UpstreamConfig["fallbacks"][number];
+/** Where credentials come from; a password file has been read already. */
+export type AuthConfig = NonNullable<EndpointConfig["auth"]>;
+
+/** Where the server listens. Port 0 takes a free one; without a host, on every interface. */
+export type ListenAddress = { host: string | undefined; port: number } | { path: string };
+
+/** Reads `host:port`, `:port`, `[v6]:port` or `unix:/path`; undefined for anything else. */
+export function parseListen(text: string): ListenAddress | undefined {
+  if (text.startsWith("unix:")) return text.length > "unix:".length ? { path: text.slice("unix:".length) } : undefined;
+  const [, v6, name = "", digits = ""] = /^(?:\[([^\]]+)\]|([A-Za-z0-9._-]*)):([0-9]{1,5})$/.exec(text) ?? [];
+  const port = Number(digits);
+  if (digits === "" || port > 65_535 || (v6 !== undefined && !isIPv6(v6))) return undefined;
+  const host = v6 ?? name;
+  return { host: host === "" ? undefined : host, port };
+}
+
+/** A text that `read` understands; undefined from it is a fault. Causes never repeat the text: it may be a secret. */
+function reading<T>(read: (text: string) => T | undefined, cause: string, remedy: string) {
+  return z.string().transform((text, context): T => {
+    const value = read(text);
+    if (value !== undefined) return value;
+    context.issues.push({ code: "custom", message: cause, params: { remedy }, input: text });
+    return z.NEVER;
+  });
+}
+
+function matching(test: (text: string) => boolean, cause: string, remedy: string) {
+  return reading((text) => (test(text) ? text : undefined), cause, remedy);
+}
+
+/** For what is waited for: a timer of Node holds at most 2^31 - 1 milliseconds. */
+const A_WAIT = { min: 1, max: 86_400_000 };
+
+function duration(standard: string, description: string, { min = 0, max = Number.MAX_SAFE_INTEGER } = {}) {
+  const bounds = `from ${formatDuration(min)}${max < Number.MAX_SAFE_INTEGER ? ` to ${formatDuration(max)}` : ""}`;
+  return reading(
+    (text) => {
+      const ms = parseDuration(text);
+      return ms !== undefined && ms >= min && ms <= max ? ms : undefined;
+    },
+    `is not a duration ${bounds}`,
+    DURATION_REMEDY,
+  )
+    .prefault(standard)
+    .meta({ description: `${description} A duration ${bounds}.`, pattern: DURATION_PATTERN, "x-unit": "duration" });
+}
+
+function anySize(description: string, min = 0, unit = "A size") {
+  return z
+    .union([z.string(), z.number()])
+    .transform((given, context): number => {
+      const bytes = parseSize(String(given));
+      if (bytes !== undefined && bytes >= min) return bytes;
+      const message = `is not a size from ${formatSize(min)}`;
+      context.issues.push({ code: "custom", message, params: { remedy: SIZE_REMEDY }, input: given });
+      return z.NEVER;
+    })
+    .meta({ description: `${description} ${unit} from ${formatSize(min)}.`, pattern: SIZE_PATTERN, "x-unit": "size" });
+}
+
+function size(standard: string, description: string, min = 0, unit = "A size") {
+  const schema = anySize(description, min, unit);
+  return schema.prefault(standard).meta(schema.meta() ?? {});
+}
+
+// Not z.int(): its fault would keep checkNames from telling its own.
+function whole(standard: number, min: number, max: number, description: string) {
+  const range = `from ${min}${max < Number.MAX_SAFE_INTEGER ? ` to ${max}` : ""}`;
+  return z
+    .number()
+    .refine((number) => Number.isSafeInteger(number) && number >= min && number <= max, {
+      error: `is not a whole number ${range}`,
+      params: { remedy: `write a number ${range}` },
+    })
+    .default(standard)
+    .meta({ description: `${description} A number ${range}.`, type: "integer", minimum: min, maximum: max });
+}
+
+/** A mapping whose keys all have defaults. An empty one (`log:` and nothing below) holds nothing but defaults. */
+function section<Shape extends z.ZodRawShape>(shape: Shape, description: string) {
+  return z
+    .preprocess((given) => given ?? {}, z.strictObject(shape))
+    .prefault({})
+    .describe(description);
+}
+
+function httpUrl(text: string): URL | undefined {
+  if (!URL.canParse(text)) return undefined;
+  const url = new URL(text);
+  return (url.protocol === "http:" || url.protocol === "https:") && url.search === "" && url.hash === ""
+    ? url
+    : undefined;
+}
+
+function withoutCredentials(url: URL | undefined): URL | undefined {
+  return url && url.username === "" && url.password === "" ? url : undefined;
+}
+
+function isHost(text: string): boolean {
+  const [, v6, name] = /^(?:\[([^\]]+)\]|([a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?))(?::[0-9]{1,5})?$/.exec(text) ?? [];
+  return name !== undefined || (v6 !== undefined && isIPv6(v6));
+}
+
+function isNetwork(text: string): boolean {
+  const [address = "", bits, ...rest] = text.split("/");
+  const version = isIP(address);
+  if (version === 0 || rest.length > 0) return false;
+  return bits === undefined || (/^[0-9]{1,3}$/.test(bits) && Number(bits) <= (version === 4 ? 32 : 128));
+}
+
+const host = matching(isHost, "is not a host", "write a host or host:port in lower case, such as registry.example.com");
+const hostGlob = matching(
+  (text) => /^[^\s/]+$/.test(text),
+  "is not a glob of hosts",
+  "write a host in which * stands for any text, such as *.blob.example.com",
+);
+const glob = matching((text) => /^\S+$/.test(text), "is not a glob", "write a glob such as library/* or **");
+const nonEmpty = matching((text) => text !== "", "is empty", "give it a text, or remove the key");
+
+const auth = z
+  .strictObject({
+    username: nonEmpty.optional().describe("User name; goes with password or passwordFile."),
+    password: nonEmpty
+      .optional()
+      .meta({ description: "Password or access token. A secret: prefer passwordFile.", writeOnly: true }),
+    passwordFile: nonEmpty.optional().describe("File that holds the password; a line break at its end is left out."),
+    dockerConfig: nonEmpty.optional().describe("A docker config.json whose credentials for this host are used."),
+    credentialHelper: matching(
+      (text) => /^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(text),
+      "is not the name of a credential helper",
+      "write what follows docker-credential- in the program's name, such as ecr-login",
+    )
+      .optional()
+      .describe("A program docker-credential-X on the PATH; give X."),
+  })
+  .transform((given, context) => {
+    const { username, password, passwordFile, dockerConfig, credentialHelper } = given;
+    const refuse = (key: keyof typeof given | undefined, message: string, remedy: string) => {
+      context.issues.push({ code: "custom", message, params: { remedy }, path: key ? [key] : [], input: undefined });
+      return z.NEVER;
+    };
+    const basic = username !== undefined || password !== undefined || passwordFile !== undefined;
+    if (Number(basic) + Number(dockerConfig !== undefined) + Number(credentialHelper !== undefined) !== 1) {
+      return refuse(
+        undefined,
+        "needs exactly one source of credentials",
+        "give username and passwordFile, or dockerConfig, or credentialHelper",
+      );
+    }
+    if (dockerConfig !== undefined) return { dockerConfig };
+    if (credentialHelper !== undefined) return { credentialHelper };
+    if (username === undefined) return refuse(undefined, "has a password and no username", "add username");
+    if (password !== undefined && passwordFile !== undefined) {
+      return refuse("passwordFile", "stands beside password", "keep one of password and passwordFile");
+    }
+    if (password !== undefined) return { username, password };
+    if (passwordFile === undefined) return refuse(undefined, "has a username and no password", "add passwordFile");
+    try {
+      // Read here so that whoever holds a Config holds the secret, and an unreadable file is one fault among all others.
+      const secret = readFileSync(passwordFile, "utf8").replace(/\r?\n$/, "");
+      if (secret !== "") return { username, password: secret };
+      return refuse("passwordFile", `names the empty file ${passwordFile}`, "write the password into it");
+    } catch (error) {
+      const { code = String(error) } = error as NodeJS.ErrnoException;
+      return refuse(
+        "passwordFile",
+        `cannot read ${passwordFile} (${code})`,
+        "check the path and who may read the file",
+      );
+    }
+  })
+  .describe(
+    "Credentials for this host alone; exactly one of username and password(File), dockerConfig, credentialHelper.",
+  );
+
+const tls = z
+  .strictObject({
+    ca: nonEmpty.optional().describe("PEM file with the authorities that may sign this host's certificate."),
+    certificate: nonEmpty.optional().describe("PEM file with a client certificate; goes with key."),
+    key: nonEmpty.optional().describe("PEM file with the client certificate's key."),
+  })
+  .superRefine(({ certificate, key }, context) => {
+    if ((certificate === undefined) === (key === undefined)) return;
+    const [given, missing] = certificate === undefined ? ["key", "certificate"] : ["certificate", "key"];
+    context.addIssue({
+      code: "custom",
+      message: `stands without ${missing}`,
+      path: [given],
+      params: { remedy: `add ${missing}` },
+    });
+  })
+  .describe("TLS towards this host, where the system's authorities are not enough.");
+
+const endpoint = {
+  url: reading(
+    (text) => withoutCredentials(httpUrl(text))?.href.replace(/\/+$/, ""),
+    "is not an http or https URL without credentials, query and fragment",
+    "write an address such as https://registry.example.com; credentials go into auth",
+  ).describe("Address of the registry, http or https; a path prefix is allowed."),
+  auth: auth.optional(),
+  tls: tls.optional(),
+  proxy: reading(
+    (text) => httpUrl(text)?.href,
+    "is not an http or https URL",
+    "write an address such as http://proxy.example.com:3128",
+  )
+    .optional()
+    .describe("HTTP proxy on the way to this host; may hold credentials, which are a secret."),
+  realms: z.array(host).prefault([]).describe("Further hosts that may be asked for this host's tokens."),
+  trustedHosts: z
+    .array(hostGlob)
+    .prefault([])
+    .describe("Hosts (globs) that may resolve to private addresses: targets of this host's redirects."),
+  allowPrivate: z
+    .boolean()
+    .default(false)
+    .describe("Whether this host's public-looking name may resolve to a private address."),
+  connections: whole(16, 1, 256, "Connections to this host at a time."),
+  bandwidth: anySize(
+    "What is read from this host at most; without it, no limit.",
+    1024,
+    "A size per second",
+  ).optional(),
+  timeouts: section(
+    {
+      connect: duration("5s", "Until a connection with TLS stands.", A_WAIT),
+      firstByte: duration("15s", "From a request to the head of its answer.", A_WAIT),
+      progress: duration("20s", "How long a body may stand still.", A_WAIT),
+    },
+    "Deadlines towards this host.",
+  ),
+};
+
+const upstream = z
+  .strictObject({
+    ...endpoint,
+    default: z
+      .boolean()
+      .default(false)
+      .describe("Whether it answers names that start with no upstream's name; at most one does."),
+    aliases: z.array(host).prefault([]).describe("Further names of it: hosts, or host:port."),
+    fallbacks: z
+      .array(z.strictObject(endpoint))
+      .prefault([])
+      .describe("Further addresses of the same content, asked in order when the first fails."),
+    allow: z
+      .array(glob)
+      .prefault(["**"])
+      .describe("Globs of the repositories (named without the upstream) that may be pulled."),
+    deny: z.array(glob).prefault([]).describe("Globs of the repositories that may not be pulled; stronger than allow."),
+    tagTtl: duration("5m", "How long a tag is believed without asking."),
+    maxStale: duration("30d", "How long a tag may be served while upstream cannot be asked."),
+    notFoundTtl: duration("30s", "How long an absence is believed."),
+    listTtl: duration("1m", "How long a list of tags or referrers is believed."),
+    whenGone: z
+      .enum(["notFound", "stale"])
+      .default("notFound")
+      .describe("A cached tag that was deleted upstream: notFound follows upstream, stale keeps serving it."),
+    prefetch: z
+      .boolean()
+      .default(true)
+      .describe("Whether a manifest's config and layers start to flow before a client asks for them."),
+    ranges: section(
+      {
+        connections: whole(4, 1, 16, "Connections that one large blob is read over; 1 turns this off."),
+        minSize: size("32MiB", "Smaller blobs are read over one connection."),
+        segment: size("8MiB", "What one ranged request asks for.", 2 ** 20),
+        slowerThan: size("64MiB", "A connection at least this fast stays alone.", 0, "A size per second"),
+      },
+      "Reading one blob in parallel from an upstream that is slow per connection.",
+    ),
+    rateLimit: section(
+      {
+        keep: whole(
+          10,
+          0,
+          Number.MAX_SAFE_INTEGER,
+          "At or below so many remaining requests of the upstream's rate limit, tags are no longer revalidated.",
+        ),
+      },
+      "Respect for a rate limit that the upstream announces.",
+    ),
+  })
+  .describe("A registry to mirror.");
+
+const DOCKER_HUB = {
+  url: "https://registry-1.docker.io",
+  default: true,
+  aliases: ["index.docker.io", "registry-1.docker.io"],
+};
+
+export function isMapping(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** Gives an entry `docker.io` the address, names and rank that it has without a file, for the keys that it leaves out. */
+function withDockerHub(given: unknown): unknown {
+  if (given === null) return { "docker.io": DOCKER_HUB };
+  if (!isMapping(given) || !Object.hasOwn(given, "docker.io")) return given;
+  const own = given["docker.io"] ?? {};
+  if (!isMapping(own)) return given;
+  const { default: rank, ...hub } = DOCKER_HUB;
+  const outranked = Object.entries(given).some(
+    ([name, it]) => name !== "docker.io" && isMapping(it) && it["default"] === true,
+  );
+  return { ...given, "docker.io": { ...hub, default: rank && !outranked, ...own } };
+}
+
+const componentKey = z.string().refine(isComponent);
+
+export const configSchema = z
+  .strictObject({
+    server: section(
+      {
+        listen: matching(
+          (text) => parseListen(text) !== undefined,
+          "is not an address to listen on",
+          'write host:port, :port, "[v6]:port" or unix:/path',
+        )
+          .prefault("127.0.0.1:5000")
+          .describe("Where to listen: host:port, :port (every interface), [v6]:port or unix:/path."),
+        publicUrl: reading(
+          (text) => {
+            const url = withoutCredentials(httpUrl(text));
+            return url?.pathname === "/" ? url.origin : undefined;
+          },
+          "is not an http or https URL without a path",
+          "write the address that clients use, such as https://registry.example.com",
+        )
+          .optional()
+          .describe("The address that clients use; without it, Locations are relative."),
+        trustedProxies: z
+          .array(
+            matching(
+              isNetwork,
+              "is neither an address nor a network",
+              "write an IP address or a CIDR, such as 10.0.0.0/8",
+            ),
+          )
+          .prefault([])
+          .describe("Addresses and networks (CIDR) whose X-Forwarded-* and Forwarded headers count."),
+        drainTimeout: duration("30s", "How long running requests may go on after SIGTERM.", {
+          min: 0,
+          max: A_WAIT.max,
+        }),
+        headersTimeout: duration("20s", "How long a client may take to send a request's head.", A_WAIT),
+        progress: section(
+          {
+            minBytes: size("16KiB", "What a transfer has to move in an interval.", 1),
+            interval: duration("30s", "The interval.", A_WAIT),
+          },
+          "A transfer with a client that moves less than minBytes in an interval is cut.",
+        ),
+      },
+      "The HTTP server.",
+    ),
+    log: section(
+      {
+        level: z
+          .enum(["trace", "debug", "info", "warn", "error", "fatal", "silent"] satisfies LogLevel[])
+          .default("info")
+          .describe("The least severe lines that are written."),
+        format: z
+          .enum(["auto", "json", "pretty"] satisfies LogFormat[])
+          .default("auto")
+          .describe("auto: pretty on a terminal, JSON lines elsewhere."),
+        requests: z.boolean().default(true).describe("Whether every request gets a line."),
+      },
+      "The log, on standard output.",
+    ),
+    storage: section(
+      {
+        root: nonEmpty
+          .prefault("./data")
+          .describe("Folder of content and database; a relative path starts at the working directory."),
+        cacheMaxSize: size("50GiB", "Cached content beyond it goes, least recently used first."),
+        minFree: size("2GiB", "Free space of the file system below which cached content goes, too."),
+        memoryCache: size("64MiB", "Memory for manifests and small blobs that are asked for often."),
+      },
+      "What is kept, and where.",
+    ),
+    upstreams: z
+      .preprocess(withDockerHub, z.record(componentKey, upstream))
+      .prefault({ "docker.io": DOCKER_HUB })
+      .describe(
+        "The registries behind this mirror, by name: the first component of a repository's name. Giving any replaces the built-in docker.io; an entry docker.io keeps the built-in url, default and aliases unless it says otherwise.",
+      ),
+    hosted: section(
+      {
+        namespaces: z
+          .array(
+            matching(
+              (text) => isComponent(text) && !text.includes(".") && text !== "library",
+              "cannot be a hosted namespace",
+              "write one component of a repository's name, without a dot, and not library",
+            ),
+          )
+          .prefault([])
+          .describe("First components of names that are kept here alone and never looked up elsewhere."),
+      },
+      "Repositories that live here.",
+    ),
+  })
+  // Also after other faults, so that all are told at once: nothing about the shape may be taken for granted.
+  .superRefine(checkNames, { when: () => true });
+
+/** Every name leads to one place: upstreams, their aliases and hosted namespaces do not overlap, and one upstream at most is the default. */
+function checkNames(config: unknown, context: z.RefinementCtx): void {
+  const refuse = (path: PropertyKey[], message: string, remedy: string) =>
+    context.addIssue({ code: "custom", message, path, params: { remedy } });
+  const { upstreams, hosted }: Record<string, unknown> = isMapping(config) ? config : {};
+  const entries = Object.entries(isMapping(upstreams) ? upstreams : {}).filter(
+    (entry): entry is [string, Record<string, unknown>] => isMapping(entry[1]),
+  );
+
+  const [first, ...others] = entries.filter(([, upstream]) => upstream["default"] === true).map(([name]) => name);
+  for (const name of others) {
+    refuse(["upstreams", name, "default"], `is true, and so is that of ${first}`, "keep one default upstream");
+  }
+
+  const owners = new Map(entries.map(([name]) => [name, name]));
+  for (const [name, upstream] of entries) {
+    for (const [index, alias] of texts(upstream["aliases"])) {
+      const owner = owners.get(alias);
+      if (owner === undefined) owners.set(alias, name);
+      else
+        refuse(
+          ["upstreams", name, "aliases", index],
+          `is a name of upstream ${owner} already`,
+          "remove one of the two",
+        );
+    }
+  }
+
+  for (const [index, namespace] of texts(isMapping(hosted) ? hosted["namespaces"] : undefined)) {
+    const owner = owners.get(namespace);
+    if (owner !== undefined) {
+      refuse(["hosted", "namespaces", index], `is a name of upstream ${owner}`, "choose another namespace");
+    }
+  }
+}
+
+function texts(value: unknown): [index: number, text: string][] {
+  const items: unknown[] = Array.isArray(value) ? value : [];
+  return [...items.entries()].filter((item): item is [number, string] => typeof item[1] === "string");
+}

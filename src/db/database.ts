@@ -1,0 +1,32 @@
+/** What a column holds. Booleans are 0 and 1, times are milliseconds since 1970. */
+export type SqlValue = string | number | Buffer | null;
+export type Params = Record<string, SqlValue>;
+
+/**
+ * SQL in the common ground of SQLite and PostgreSQL: `:name` parameters, ON CONFLICT, RETURNING.
+ * A statement's text is its identity: it is prepared once, so texts are constants, never built from values.
+ */
+export interface Reader {
+  get<Row>(sql: string, params?: Params): Promise<Row | undefined>;
+  all<Row>(sql: string, params?: Params): Promise<Row[]>;
+}
+
+export interface Writer extends Reader {
+  /** @returns the number of rows changed */
+  run(sql: string, params?: Params): Promise<number>;
+}
+
+/**
+ * `durable`: survives power loss once the promise resolves (about 0.3 to 1 ms). For what a client was told is kept.
+ * `lazy`: survives kill -9; power loss may take the last few. For what an upstream still has.
+ */
+export type Durability = "durable" | "lazy";
+
+/**
+ * The contract of a metadata database. Reads see the last commit and never wait for a writer.
+ * One transaction runs at a time: between two awaits of `work` nobody else's statement slips in. Transactions are short and never span the network.
+ */
+export interface Database extends Reader, AsyncDisposable {
+  /** Runs `work` in a transaction: commits when it resolves, rolls back when it rejects. */
+  transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T>;
+}

@@ -1,0 +1,135 @@
+import { Worker } from "node:worker_threads";
+import Sqlite from "better-sqlite3";
+import type { Database, Durability, Params, Reader, Writer } from "./database.ts";
+import { MIGRATIONS } from "./migrations.ts";
+
+/** One connection with its statements, each prepared at its first use. */
+class Connection implements Writer {
+  readonly #db: Sqlite.Database;
+  readonly #statements = new Map<string, Sqlite.Statement>();
+
+  constructor(db: Sqlite.Database) {
+    this.#db = db;
+  }
+
+  #prepare(sql: string): Sqlite.Statement {
+    let statement = this.#statements.get(sql);
+    if (!statement) {
+      statement = this.#db.prepare(sql);
+      this.#statements.set(sql, statement);
+    }
+    return statement;
+  }
+
+  async get<Row>(sql: string, params: Params = {}): Promise<Row | undefined> {
+    return this.#prepare(sql).get(params) as Row | undefined;
+  }
+
+  async all<Row>(sql: string, params: Params = {}): Promise<Row[]> {
+    return this.#prepare(sql).all(params) as Row[];
+  }
+
+  async run(sql: string, params: Params = {}): Promise<number> {
+    return this.#prepare(sql).run(params).changes;
+  }
+
+  exec(sql: string): void {
+    this.#db.exec(sql);
+  }
+
+  close(): void {
+    this.#db.close();
+  }
+}
+
+/** SQLite through better-sqlite3: one connection reads, another writes, a thread moves the write-ahead log into the database file. */
+class SqliteDatabase implements Database {
+  readonly #reader: Reader & Connection;
+  readonly #writer: Connection;
+  readonly #checkpointer: Worker;
+  #synchronous: Durability | undefined;
+  #queue: Promise<unknown> = Promise.resolve();
+
+  constructor(reader: Connection, writer: Connection, checkpointer: Worker) {
+    this.#reader = reader;
+    this.#writer = writer;
+    this.#checkpointer = checkpointer;
+  }
+
+  get<Row>(sql: string, params?: Params): Promise<Row | undefined> {
+    return this.#reader.get<Row>(sql, params);
+  }
+
+  all<Row>(sql: string, params?: Params): Promise<Row[]> {
+    return this.#reader.all<Row>(sql, params);
+  }
+
+  transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
+    const turn = this.#queue.then(() => this.#run(durability, work));
+    this.#queue = turn.catch(() => undefined);
+    return turn;
+  }
+
+  async #run<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
+    if (this.#synchronous !== durability) {
+      this.#writer.exec(`PRAGMA synchronous = ${durability === "durable" ? "FULL" : "NORMAL"}`);
+      this.#synchronous = durability;
+    }
+    this.#writer.exec("BEGIN IMMEDIATE");
+    try {
+      const result = await work(this.#writer);
+      this.#writer.exec("COMMIT");
+      return result;
+    } catch (error) {
+      // A full disk may have rolled back already; then this fails and the first error is the one to tell.
+      try {
+        this.#writer.exec("ROLLBACK");
+      } catch {}
+      throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#queue;
+    await this.#checkpointer.terminate();
+    this.#reader.close();
+    this.#writer.close();
+  }
+}
+
+/**
+ * Opens or creates the database and brings its schema up to date.
+ * @throws Error where the file is no database, or was written by a newer version
+ */
+export async function openSqlite(file: string): Promise<Database> {
+  const writer = new Sqlite(file);
+  try {
+    writer.pragma("journal_mode = WAL");
+    writer.pragma("foreign_keys = ON");
+    writer.pragma("busy_timeout = 5000");
+    // A checkpoint inside a commit would hold the event loop for its fsyncs (5 to 50 ms): the worker does it.
+    writer.pragma("wal_autocheckpoint = 0");
+    migrate(writer, file);
+    const reader = new Sqlite(file, { readonly: true });
+    reader.pragma("mmap_size = 268435456");
+    const checkpointer = new Worker(new URL("./checkpoint-worker.ts", import.meta.url), { workerData: { file } });
+    checkpointer.unref();
+    return new SqliteDatabase(new Connection(reader), new Connection(writer), checkpointer);
+  } catch (error) {
+    writer.close();
+    throw error;
+  }
+}
+
+function migrate(db: Sqlite.Database, file: string): void {
+  const version = db.pragma("user_version", { simple: true }) as number;
+  if (version > MIGRATIONS.length) {
+    throw new Error(
+      `${file} has schema version ${version}, this program knows ${MIGRATIONS.length}: start the newer release, or restore a backup`,
+    );
+  }
+  db.transaction(() => {
+    for (const sql of MIGRATIONS.slice(version)) db.exec(sql);
+    db.pragma(`user_version = ${MIGRATIONS.length}`);
+  }).immediate();
+}

@@ -1,0 +1,69 @@
+import { once } from "node:events";
+import type { IncomingMessage } from "node:http";
+import Router from "@koa/router";
+import type Koa from "koa";
+import { z } from "zod";
+import { RegistryError } from "../oci/errors.ts";
+import type { WarmEvent, Warming } from "../registry/warm.ts";
+
+const MAX_BODY_BYTES = 1024 * 1024;
+
+const warmBody = z.strictObject({
+  images: z.array(z.string().min(1).max(512)).min(1).max(1000),
+  platforms: z
+    .array(z.string().regex(/^[a-z0-9]+\/[a-z0-9_]+(?:\/[a-z0-9.]+)?$/))
+    .max(50)
+    .default([]),
+});
+
+/** The JSON API under /api/v1. */
+export function apiRoutes(deps: { warming: Warming }): Koa.Middleware {
+  const router = new Router({ prefix: "/api/v1" });
+
+  /** Answers one JSON object a line while it works: see `WarmEvent`. */
+  router.post("/warm", async (ctx) => {
+    (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: "api" });
+    const { images, platforms } = parseBody(warmBody, await readJson(ctx.req));
+    const { res } = ctx;
+    ctx.respond = false;
+    res.writeHead(200, { "content-type": "application/x-ndjson" });
+    const gone = new AbortController();
+    res.once("close", () => gone.abort());
+    const tell = async (event: WarmEvent): Promise<void> => {
+      if (res.destroyed) return;
+      if (!res.write(`${JSON.stringify(event)}\n`))
+        await once(res, "drain", { signal: gone.signal }).catch(() => undefined);
+    };
+    await deps.warming.run(images, platforms, tell, gone.signal);
+    res.end();
+  });
+
+  return router.routes() as Koa.Middleware;
+}
+
+function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {
+  const parsed = schema.safeParse(body);
+  if (parsed.success) return parsed.data;
+  const faults = parsed.error.issues.map((issue) => `${issue.path.join(".") || "body"}: ${issue.message}`);
+  throw new RegistryError("UNSUPPORTED", faults.join("; "), { status: 400 });
+}
+
+async function readJson(request: IncomingMessage): Promise<unknown> {
+  // A page of another origin can send a form's types without asking; it can't send this one.
+  if (!/^application\/json\b/.test(request.headers["content-type"] ?? "")) {
+    throw new RegistryError("UNSUPPORTED", "send application/json", { status: 415 });
+  }
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of request as AsyncIterable<Buffer>) {
+    bytes += chunk.length;
+    if (bytes > MAX_BODY_BYTES)
+      throw new RegistryError("SIZE_INVALID", `the body is larger than ${MAX_BODY_BYTES} bytes`, { status: 413 });
+    chunks.push(chunk);
+  }
+  try {
+    return JSON.parse(Buffer.concat(chunks).toString("utf8"));
+  } catch (cause) {
+    throw new RegistryError("UNSUPPORTED", "the body is not JSON", { status: 400, cause });
+  }
+}

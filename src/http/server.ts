@@ -1,0 +1,200 @@
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import { chmod, rm } from "node:fs/promises";
+import type { AddressInfo } from "node:net";
+import Koa from "koa";
+import type { Milliseconds } from "../base/clock.ts";
+import type { Logger } from "../base/log.ts";
+import type { Metrics } from "../base/metrics.ts";
+import { parseListen, type Config } from "../config/schema.ts";
+import { RegistryError } from "../oci/errors.ts";
+import { clientAddressReader } from "./client-address.ts";
+import { toClientError, writeError } from "./errors.ts";
+import { ClientGone } from "./send.ts";
+import type { Exchange, V2 } from "./v2.ts";
+
+export interface ServerDeps {
+  config: Config["server"];
+  logRequests: boolean;
+  log: Logger;
+  metrics: Metrics;
+  v2: V2;
+  /** What lies outside of `/v2/`: health, metrics, the console. */
+  routes: Koa.Middleware;
+}
+
+/** Headers of Koa answers; those under /v2/ write their own. */
+const KEEP_ALIVE_MS: Milliseconds = 75_000;
+/** How long a client that was answered may go on sending a body that nobody wants. */
+const UNWANTED_BODY_MS: Milliseconds = 5_000;
+
+interface Facts {
+  handler: string;
+  result?: string;
+  bytes?: number;
+  upstream?: string | undefined;
+}
+
+/**
+ * The HTTP server: an id, a clock, one log line and the metrics around every request, then `/v2/`, then the other routes.
+ * Guards against slow clients: the head has to arrive within headersTimeout, bodies have to progress (`send.ts`).
+ */
+export class HttpServer {
+  readonly #deps: ServerDeps;
+  readonly #server: Server;
+  readonly #clientAddress: (request: IncomingMessage) => string;
+  readonly #idPrefix = Math.random().toString(36).slice(2, 8);
+  #requests = 0;
+  #socketPath: string | undefined;
+
+  constructor(deps: ServerDeps) {
+    this.#deps = deps;
+    this.#clientAddress = clientAddressReader(deps.config.trustedProxies);
+    const koa = new Koa();
+    koa.use((ctx, next) => this.#observe(ctx, next));
+    koa.use((ctx, next) => this.#v2(ctx, next));
+    koa.use(deps.routes);
+    koa.use(() => {
+      throw new RegistryError("UNKNOWN", "there is nothing here", { status: 404 });
+    });
+    koa.on("error", (error: unknown) => deps.log.error({ err: error }, "request failed outside of its handler"));
+    const { headersTimeout } = deps.config;
+    this.#server = createServer(
+      {
+        // A push of many GiB over a slow line is fine: it is its progress that is guarded.
+        requestTimeout: 0,
+        headersTimeout,
+        keepAliveTimeout: KEEP_ALIVE_MS,
+        connectionsCheckingInterval: Math.min(5_000, headersTimeout),
+        highWaterMark: 1024 * 1024,
+      },
+      koa.callback(),
+    );
+  }
+
+  /** @returns where it listens, as a URL or `unix:/path` @throws Error naming the address and why it can't be taken */
+  async listen(): Promise<string> {
+    const address = parseListen(this.#deps.config.listen);
+    if (!address) throw new Error(`server.listen: ${this.#deps.config.listen} is no address`);
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    this.#server.once("error", (cause: NodeJS.ErrnoException) => {
+      const why =
+        cause.code === "EADDRINUSE"
+          ? "another program listens there: stop it, or set server.listen to another port"
+          : cause.code === "EACCES"
+            ? "this user may not listen there: take a port above 1023"
+            : cause.message;
+      reject(new Error(`cannot listen on ${this.#deps.config.listen}: ${why}`, { cause }));
+    });
+    this.#server.once("listening", resolve);
+    if ("path" in address) {
+      this.#server.listen(address.path);
+    } else {
+      this.#server.listen({
+        port: address.port,
+        ...(address.host === undefined ? {} : { host: address.host }),
+        backlog: 1024,
+      });
+    }
+    await promise;
+    if ("path" in address) {
+      this.#socketPath = address.path;
+      await chmod(address.path, 0o660);
+      return `unix:${address.path}`;
+    }
+    const { address: host, port, family } = this.#server.address() as AddressInfo;
+    return `http://${family === "IPv6" ? `[${host}]` : host}:${port}`;
+  }
+
+  /** Takes no more connections and lets what is under way end, until `drainMs` have passed. */
+  async close(drainMs: Milliseconds): Promise<void> {
+    const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    this.#server.closeIdleConnections();
+    const deadline = setTimeout(() => {
+      this.#deps.log.warn({ drainMs }, "cut what had not ended by the drain timeout");
+      this.#server.closeAllConnections();
+    }, drainMs);
+    await closed;
+    clearTimeout(deadline);
+    if (this.#socketPath !== undefined) await rm(this.#socketPath, { force: true });
+  }
+
+  async #observe(ctx: Koa.Context, next: Koa.Next): Promise<void> {
+    const { metrics } = this.#deps;
+    const started = performance.now();
+    const id = `${this.#idPrefix}-${(++this.#requests).toString(36)}`;
+    const facts: Facts = { handler: "other" };
+    ctx.state["note"] = (more: Partial<Facts>) => Object.assign(facts, more);
+    ctx.res.setHeader("x-request-id", id);
+    metrics.httpInFlight.inc();
+    let failure: unknown;
+    try {
+      await next();
+    } catch (error) {
+      failure = error;
+      ctx.respond = false;
+      if (!(error instanceof ClientGone)) writeError(ctx.res, ctx.path, ctx.method, toClientError(error, id));
+      else ctx.res.destroy();
+    }
+    if (!ctx.req.complete) discardBody(ctx.req, ctx.res);
+    const seconds = (performance.now() - started) / 1000;
+    const { method } = ctx;
+    const code = failure instanceof ClientGone ? 499 : ctx.status;
+    metrics.httpInFlight.dec();
+    metrics.httpRequests.inc({ handler: facts.handler, method: knownMethod(method), code });
+    metrics.httpDuration.observe({ handler: facts.handler, method: knownMethod(method) }, seconds);
+    this.#logRequest(ctx, id, code, seconds, facts, failure);
+  }
+
+  #logRequest(ctx: Koa.Context, id: string, code: number, seconds: number, facts: Facts, failure: unknown): void {
+    const { log, logRequests } = this.#deps;
+    const unexpected = failure !== undefined && !(failure instanceof RegistryError) && !(failure instanceof ClientGone);
+    if (!logRequests && !unexpected) return;
+    const line = {
+      id,
+      method: ctx.method,
+      // The query may hold what is not ours to log; the path is the client's own words, cut.
+      path: ctx.path.slice(0, 300),
+      code,
+      ms: Math.round(seconds * 10_000) / 10,
+      ...facts,
+      client: this.#clientAddress(ctx.req),
+      agent: ctx.req.headers["user-agent"]?.slice(0, 120),
+      ...(failure === undefined ? {} : { err: failure }),
+    };
+    if (unexpected) log.error(line, "request failed");
+    else if (code >= 500) log.warn(line, "request");
+    else log.info(line, "request");
+  }
+
+  async #v2(ctx: Koa.Context, next: Koa.Next): Promise<void> {
+    const url = ctx.req.url ?? "/";
+    if (!url.startsWith("/v2")) return next();
+    const question = url.indexOf("?");
+    const exchange: Exchange = {
+      request: ctx.req,
+      response: ctx.res,
+      method: ctx.method,
+      path: question < 0 ? url : url.slice(0, question),
+      query: new URLSearchParams(question < 0 ? "" : url.slice(question + 1)),
+      note: ctx.state["note"] as Exchange["note"],
+    };
+    if (!(await this.#deps.v2.handle(exchange))) return next();
+    ctx.respond = false;
+  }
+}
+
+const METHODS = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]);
+
+/** A label's values are bounded, whatever a client invents. */
+function knownMethod(method: string): string {
+  return METHODS.has(method) ? method : "other";
+}
+
+/** The answer is out and the client is still sending: read on for a moment, so that it sees the answer, then cut. */
+function discardBody(request: IncomingMessage, response: ServerResponse): void {
+  request.resume();
+  const timer = setTimeout(() => request.destroy(), UNWANTED_BODY_MS);
+  timer.unref();
+  request.once("close", () => clearTimeout(timer));
+  if (!response.headersSent) response.setHeader("connection", "close");
+}

@@ -1,0 +1,287 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Metrics } from "../base/metrics.ts";
+import { RegistryError } from "../oci/errors.ts";
+import { MEDIA_TYPES } from "../oci/manifest.ts";
+import { parseRange } from "../oci/range.ts";
+import { isDigest } from "../oci/digest.ts";
+import { parseRoute, type Route } from "../oci/route.ts";
+import type { Located } from "../registry/names.ts";
+import { pageOf } from "../registry/page.ts";
+import type { Registry } from "../registry/registry.ts";
+import { sendBlob, type ProgressRule } from "./send.ts";
+
+export interface Exchange {
+  request: IncomingMessage;
+  response: ServerResponse;
+  method: string;
+  path: string;
+  query: URLSearchParams;
+  /** What the log line and the metrics say of it. */
+  note(facts: { handler?: string; result?: string; bytes?: number; upstream?: string | undefined }): void;
+}
+
+export interface V2Deps {
+  registry: Registry;
+  metrics: Metrics;
+  progress: ProgressRule;
+}
+
+const API_VERSION = { "docker-distribution-api-version": "registry/2.0" };
+const PULL_METHODS = new Set(["GET", "HEAD"]);
+const MAX_PAGE = 10_000;
+
+/** The OCI distribution API. Answers are written straight to the socket: nothing of Koa's body handling lies on the path of a pull. */
+export class V2 {
+  readonly #deps: V2Deps;
+
+  constructor(deps: V2Deps) {
+    this.#deps = deps;
+  }
+
+  /** @returns false for a path that is no endpoint of it */
+  async handle(exchange: Exchange): Promise<boolean> {
+    const route = parseRoute(exchange.path);
+    if (!route) return false;
+    exchange.note({ handler: route.kind });
+    if (route.kind === "base" || route.kind === "catalog") {
+      if (!PULL_METHODS.has(exchange.method)) throw methodNotAllowed(exchange.method);
+      if (route.kind === "base") writeJson(exchange, {}, {});
+      else await this.#catalog(exchange);
+      return true;
+    }
+    const located = this.#deps.registry.locate(route.name, exchange.query.get("ns") ?? undefined);
+    if (!PULL_METHODS.has(exchange.method) || route.kind === "uploads" || route.kind === "upload") {
+      throw this.#deps.registry.refuseWrite(located);
+    }
+    await this.#pull(exchange, route, located);
+    return true;
+  }
+
+  #pull(
+    exchange: Exchange,
+    route: Exclude<Route, { kind: "base" | "catalog" | "uploads" | "upload" }>,
+    located: Located,
+  ): Promise<void> {
+    switch (route.kind) {
+      case "manifest":
+        return this.#manifest(exchange, route, located);
+      case "blob":
+        return this.#blob(exchange, route, located);
+      case "tags":
+        return this.#tags(exchange, located);
+      case "referrers":
+        return this.#referrers(exchange, route, located);
+    }
+  }
+
+  async #manifest(
+    exchange: Exchange,
+    { reference }: Extract<Route, { kind: "manifest" }>,
+    located: Located,
+  ): Promise<void> {
+    const { request, response, method } = exchange;
+    const answer = await this.#deps.registry.manifest(located, reference, method === "HEAD");
+    exchange.note({ result: answer.result, upstream: answer.upstream });
+    const etag = `"${answer.digest}"`;
+    const headers = {
+      ...API_VERSION,
+      "docker-content-digest": answer.digest,
+      etag,
+      ...(isDigest(reference) ? IMMUTABLE : {}),
+      ...scopeHeaders(located, answer.warning),
+    };
+    if (matchesEtag(request.headers["if-none-match"], etag)) {
+      response.writeHead(304, headers);
+      response.end();
+      return;
+    }
+    response.writeHead(200, {
+      ...headers,
+      "content-type": answer.mediaType,
+      ...(answer.sizeBytes === undefined ? {} : { "content-length": answer.sizeBytes }),
+    });
+    response.end(answer.bytes);
+    if (answer.bytes) this.#served(answer.upstream, answer.result, answer.bytes.length, exchange);
+  }
+
+  async #blob(exchange: Exchange, { digest }: Extract<Route, { kind: "blob" }>, located: Located): Promise<void> {
+    const { request, response, method } = exchange;
+    const answer = await this.#deps.registry.blob(located, digest, method === "HEAD");
+    exchange.note({ result: answer.result, upstream: answer.upstream });
+    const { content, sizeBytes } = answer;
+    const reader = content instanceof Uint8Array ? undefined : content;
+    try {
+      const etag = `"${digest}"`;
+      const headers = {
+        ...API_VERSION,
+        "docker-content-digest": digest,
+        etag,
+        ...IMMUTABLE,
+        ...scopeHeaders(located, undefined),
+      };
+      if (matchesEtag(request.headers["if-none-match"], etag)) {
+        response.writeHead(304, headers);
+        response.end();
+        return;
+      }
+      const range =
+        sizeBytes === undefined || method === "HEAD" ? undefined : parseRange(request.headers.range, sizeBytes);
+      if (range === "unsatisfiable") {
+        const body = Buffer.from(
+          JSON.stringify(new RegistryError("SIZE_INVALID", `the range lies outside of the blob's ${sizeBytes} bytes`)),
+        );
+        response.writeHead(416, {
+          ...headers,
+          "content-range": `bytes */${sizeBytes}`,
+          "content-type": "application/json",
+          "content-length": body.length,
+        });
+        response.end(body);
+        return;
+      }
+      const length = range ? range.lastByte - range.firstByte + 1 : sizeBytes;
+      response.writeHead(range ? 206 : 200, {
+        ...headers,
+        "content-type": "application/octet-stream",
+        ...(sizeBytes === undefined ? {} : { "accept-ranges": "bytes" }),
+        ...(length === undefined ? {} : { "content-length": length }),
+        ...(range ? { "content-range": `bytes ${range.firstByte}-${range.lastByte}/${sizeBytes}` } : {}),
+      });
+      if (reader) {
+        // The head goes out while the first byte is still on its way.
+        response.flushHeaders();
+        if (range) reader.narrow?.(range);
+        const bytes = await sendBlob(response, reader, range, this.#deps.progress);
+        response.end();
+        this.#served(answer.upstream, answer.result, bytes, exchange);
+      } else if (content instanceof Uint8Array) {
+        const bytes = range ? content.subarray(range.firstByte, range.lastByte + 1) : content;
+        response.end(bytes);
+        this.#served(answer.upstream, answer.result, bytes.length, exchange);
+      } else {
+        response.end();
+      }
+    } finally {
+      reader?.close();
+    }
+  }
+
+  async #tags(exchange: Exchange, located: Located): Promise<void> {
+    const { n, last } = readPage(exchange.query);
+    const answer = await this.#deps.registry.tags(located);
+    exchange.note({ result: answer.result, upstream: answer.upstream });
+    const page = pageOf(answer.items, n, last);
+    // The client's own spelling, so that it finds what it asked for.
+    const name = exchange.path.slice("/v2/".length, -"/tags/list".length);
+    writeJson(
+      exchange,
+      { name, tags: page.items },
+      {
+        ...scopeHeaders(located, answer.warning),
+        ...linkHeader(exchange, page.more, n, page.items.at(-1)),
+      },
+    );
+  }
+
+  async #referrers(
+    exchange: Exchange,
+    { digest }: Extract<Route, { kind: "referrers" }>,
+    located: Located,
+  ): Promise<void> {
+    const answer = await this.#deps.registry.referrers(located, digest);
+    exchange.note({ result: answer.result, upstream: answer.upstream });
+    const artifactType = exchange.query.get("artifactType");
+    const manifests =
+      artifactType === null ? answer.items : answer.items.filter((item) => item["artifactType"] === artifactType);
+    writeJson(
+      exchange,
+      { schemaVersion: 2, mediaType: MEDIA_TYPES.ociIndex, manifests },
+      {
+        ...scopeHeaders(located, answer.warning),
+        "content-type": MEDIA_TYPES.ociIndex,
+        ...(artifactType === null ? {} : { "oci-filters-applied": "artifactType" }),
+      },
+    );
+  }
+
+  async #catalog(exchange: Exchange): Promise<void> {
+    const { n = 100, last = "" } = readPage(exchange.query);
+    const found = n === 0 ? [] : await this.#deps.registry.repositories(last, n + 1);
+    const repositories = found.slice(0, n);
+    writeJson(exchange, { repositories }, linkHeader(exchange, found.length > n, n, repositories.at(-1)));
+  }
+
+  #served(upstream: string | undefined, source: string, bytes: number, exchange: Exchange): void {
+    exchange.note({ bytes });
+    if (upstream !== undefined) this.#deps.metrics.cacheServedBytes.inc({ upstream, source }, bytes);
+  }
+}
+
+const IMMUTABLE = { "cache-control": "max-age=31536000, immutable" };
+
+function scopeHeaders(located: Located, warning: string | undefined): Record<string, string> {
+  const namespace = located.kind === "cached" ? located.namespace : undefined;
+  if (namespace === undefined && warning === undefined) return {};
+  return {
+    ...(namespace === undefined ? {} : { "oci-namespace": namespace }),
+    // Source: OCI distribution-spec, "Warnings": code 299, agent -, no date, at most 4096 bytes.
+    ...(warning === undefined
+      ? {}
+      : {
+          warning: `299 - "${warning
+            .replaceAll(/[^\x20-\x7e]/g, " ")
+            .replaceAll(/["\\]/g, "'")
+            .slice(0, 1000)}"`,
+        }),
+  };
+}
+
+/** Source: RFC 9110 §13.1.2: a list of entity tags, weak comparison, or `*`. */
+function matchesEtag(header: string | undefined, etag: string): boolean {
+  if (header === undefined) return false;
+  return header.split(",").some((candidate) => {
+    const bare = candidate.trim().replace(/^W\//, "");
+    return bare === "*" || bare === etag;
+  });
+}
+
+/** @throws RegistryError UNSUPPORTED (400) for an `n` that is no number */
+function readPage(query: URLSearchParams): { n: number | undefined; last: string | undefined } {
+  const n = query.get("n");
+  if (n !== null && !/^\d{1,12}$/.test(n)) {
+    throw new RegistryError("UNSUPPORTED", `n=${n.slice(0, 40)} is not a number of entries`, { status: 400 });
+  }
+  const last = query.get("last");
+  return {
+    n: n === null ? undefined : Math.min(Number(n), MAX_PAGE),
+    last: last === null || last === "" ? undefined : last,
+  };
+}
+
+function linkHeader(
+  exchange: Exchange,
+  more: boolean,
+  n: number | undefined,
+  last: string | undefined,
+): Record<string, string> {
+  if (!more || n === undefined || last === undefined) return {};
+  const query = new URLSearchParams({ n: String(n), last });
+  const ns = exchange.query.get("ns");
+  if (ns !== null) query.set("ns", ns);
+  return { link: `<${exchange.path}?${query.toString()}>; rel="next"` };
+}
+
+function writeJson(exchange: Exchange, value: unknown, headers: Record<string, string>): void {
+  const body = Buffer.from(JSON.stringify(value));
+  exchange.response.writeHead(200, {
+    ...API_VERSION,
+    "content-type": "application/json",
+    "content-length": body.length,
+    ...headers,
+  });
+  exchange.response.end(exchange.method === "HEAD" ? undefined : body);
+}
+
+function methodNotAllowed(method: string): RegistryError {
+  return new RegistryError("UNSUPPORTED", `${method} is not supported here`);
+}

@@ -1,0 +1,87 @@
+import type { Config } from "../config/schema.ts";
+import { RegistryError } from "../oci/errors.ts";
+import { isRepositoryName, type RepositoryName } from "../oci/reference.ts";
+
+/** A repository as the registry keeps it: the full name is the key, however the client spelt it. */
+export type Located =
+  | {
+      kind: "cached";
+      /** `ghcr.io/owner/app`: the key in storage. */
+      repository: RepositoryName;
+      /** The key under `upstreams`. */
+      upstream: string;
+      /** `owner/app`: what the upstream calls it. */
+      remoteName: RepositoryName;
+      /** Answered as `OCI-Namespace` where the client scoped its request by `ns`. */
+      namespace: string | undefined;
+    }
+  | { kind: "hosted"; repository: RepositoryName };
+
+/** Docker Hub keeps its official images under `library/`, and its clients leave that out. */
+const HUB = "docker.io";
+
+/**
+ * Tells what a client means by a name: the one place where the spellings of a repository come together.
+ * `ns` is a key into the configured upstreams, never an address; a hosted name never becomes an upstream's.
+ */
+export class Names {
+  readonly #upstreams = new Map<string, string>();
+  readonly #configs: Config["upstreams"];
+  readonly #default: string | undefined;
+  readonly #hosted: ReadonlySet<string>;
+
+  constructor(config: Pick<Config, "upstreams" | "hosted">) {
+    this.#configs = config.upstreams;
+    this.#hosted = new Set(config.hosted.namespaces);
+    let byDefault: string | undefined;
+    for (const [name, upstream] of Object.entries(config.upstreams)) {
+      for (const alias of [name, ...upstream.aliases]) this.#upstreams.set(alias, name);
+      if (upstream.default) byDefault = name;
+    }
+    this.#default = byDefault;
+  }
+
+  /**
+   * @param ns the `ns` query parameter that containerd adds
+   * @throws RegistryError NAME_UNKNOWN: `ns` or the name leads to no configured upstream; NAME_INVALID: the full name is too long
+   */
+  locate(name: RepositoryName, ns: string | undefined): Located {
+    const slash = name.indexOf("/");
+    const first = slash < 0 ? name : name.slice(0, slash);
+    if (ns !== undefined) {
+      const upstream = this.#upstreams.get(ns);
+      if (upstream === undefined) {
+        throw new RegistryError("NAME_UNKNOWN", `ns=${ns.slice(0, 100)} is no configured upstream: ${this.#remedy()}`);
+      }
+      const prefixed = slash >= 0 && this.#upstreams.get(first) === upstream;
+      return this.#cached(upstream, prefixed ? name.slice(slash + 1) : name, ns);
+    }
+    const prefix = slash < 0 ? undefined : this.#upstreams.get(first);
+    if (prefix !== undefined) return this.#cached(prefix, name.slice(slash + 1), undefined);
+    if (this.#hosted.has(first)) return { kind: "hosted", repository: name };
+    if (this.#default !== undefined) return this.#cached(this.#default, name, undefined);
+    throw new RegistryError(
+      "NAME_UNKNOWN",
+      `"${name}" names neither a hosted namespace nor an upstream: ${this.#remedy()}`,
+    );
+  }
+
+  /** The repository that a stored full name stands for. */
+  stored(repository: RepositoryName): Located {
+    return this.locate(repository, undefined);
+  }
+
+  #cached(upstream: string, rest: string, namespace: string | undefined): Located {
+    const remoteName = upstream === HUB && !rest.includes("/") ? `library/${rest}` : rest;
+    const repository = `${upstream}/${remoteName}`;
+    if (!isRepositoryName(remoteName) || !isRepositoryName(repository)) {
+      throw new RegistryError("NAME_INVALID", `"${repository.slice(0, 300)}" is longer than 255 characters`);
+    }
+    return { kind: "cached", repository, upstream, remoteName, namespace };
+  }
+
+  #remedy(): string {
+    const known = Object.keys(this.#configs).join(", ") || "none";
+    return `configured upstreams are ${known}; add others under upstreams`;
+  }
+}

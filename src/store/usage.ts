@@ -1,0 +1,52 @@
+import type { Clock, Milliseconds } from "../base/clock.ts";
+import type { Digest } from "../oci/digest.ts";
+import type { Catalog } from "./catalog.ts";
+
+const FLUSH_MS: Milliseconds = 30_000;
+/** Rows per transaction: a few hundred updates hold the event loop for about a millisecond. */
+const BATCH = 200;
+
+/** Notes which content was used, and writes it in batches: a pull costs no write. */
+export class Usage implements AsyncDisposable {
+  readonly #catalog: Catalog;
+  readonly #clock: Clock;
+  readonly #onFault: (operation: string, error: unknown) => void;
+  readonly #stop = new AbortController();
+  readonly #loop: Promise<void>;
+  #used = new Set<Digest>();
+
+  constructor(catalog: Catalog, clock: Clock, onFault: (operation: string, error: unknown) => void) {
+    this.#catalog = catalog;
+    this.#clock = clock;
+    this.#onFault = onFault;
+    this.#loop = this.#run();
+  }
+
+  touch(digest: Digest): void {
+    this.#used.add(digest);
+  }
+
+  /** Writes what has gathered. Eviction does so first: the order of use decides what goes. */
+  async flush(): Promise<void> {
+    const used = [...this.#used];
+    this.#used = new Set();
+    try {
+      for (let at = 0; at < used.length; at += BATCH)
+        await this.#catalog.touch(used.slice(at, at + BATCH), this.#clock.now());
+    } catch (error) {
+      this.#onFault("touch", error);
+    }
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      await this.#clock.sleep(FLUSH_MS, this.#stop.signal).catch(() => undefined);
+      await this.flush();
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort();
+    await this.#loop;
+  }
+}

@@ -1,0 +1,43 @@
+import type { Clock, Milliseconds } from "../base/clock.ts";
+import type { Logger } from "../base/log.ts";
+import type { Digest } from "../oci/digest.ts";
+import type { BlobStore } from "../store/blobs.ts";
+import type { Catalog } from "../store/catalog.ts";
+
+const PARTIAL_LIFE_MS: Milliseconds = 7 * 86_400_000;
+/** A file this young may be between its rename and its row. */
+const ORPHAN_AGE_MS: Milliseconds = 3_600_000;
+
+export interface RecoverDeps {
+  catalog: Catalog;
+  blobs: BlobStore;
+  clock: Clock;
+  log: Logger;
+  inFlight(): ReadonlySet<Digest>;
+}
+
+/**
+ * Puts in order what an earlier run left: partial files stay for the next pull unless they are a week old; blobs without a row
+ * (killed between the rename and the commit, or between the eviction of the row and of the file) are removed.
+ * Runs beside the serving of requests, one file at a time.
+ */
+export async function recover(deps: RecoverDeps, signal: AbortSignal): Promise<{ partials: number; orphans: number }> {
+  const { catalog, blobs, clock, log, inFlight } = deps;
+  let partials = 0;
+  let orphans = 0;
+  for (const { digest, modifiedAtMs } of await blobs.leftovers()) {
+    if (signal.aborted) break;
+    if (clock.now() - modifiedAtMs < PARTIAL_LIFE_MS || inFlight().has(digest)) continue;
+    await blobs.removeLeftover(digest);
+    partials++;
+  }
+  for await (const { digest, modifiedAtMs } of blobs.list()) {
+    if (signal.aborted) break;
+    if (clock.now() - modifiedAtMs < ORPHAN_AGE_MS || inFlight().has(digest) || (await catalog.hasBlob(digest)))
+      continue;
+    await blobs.remove(digest);
+    orphans++;
+  }
+  if (partials + orphans > 0) log.info({ partials, orphans }, "removed what an earlier run left behind");
+  return { partials, orphans };
+}

@@ -5,6 +5,7 @@ import packageJson from "../package.json" with { type: "json" };
 import { systemClock, type Clock } from "./base/clock.ts";
 import type { Logger } from "./base/log.ts";
 import { Metrics } from "./base/metrics.ts";
+import { planReload, type Reload } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { Database } from "./db/database.ts";
 import { lockStorage } from "./db/lock.ts";
@@ -37,6 +38,8 @@ export interface App extends AsyncDisposable {
   readonly address: string;
   /** The pressure gauges of the moment. */
   readonly metrics: Metrics;
+  /** Takes over from another configuration what can change without a restart. What is under way ends as it began. */
+  reload(next: Config): Omit<Reload, "config">;
 }
 
 export interface AppOptions {
@@ -51,6 +54,8 @@ export interface AppOptions {
 export async function open(config: Config, options: AppOptions): Promise<App> {
   const { log, clock = systemClock } = options;
   await using stack = new AsyncDisposableStack();
+  // What can be reloaded is read from here whenever it is needed.
+  let running = config;
   const metrics = new Metrics();
   metrics.buildInfo.set({ version: VERSION, node: process.version }, 1);
   const onFault = (operation: string, error: unknown): void => {
@@ -75,7 +80,18 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   }
 
   const inFlight = (): ReadonlySet<Digest> => new Set(downloads.progress.map(({ digest }) => digest));
-  const evictor = new Evictor({ limits: config.storage, catalog, blobs, memory, usage, log, metrics, inFlight });
+  const evictor = new Evictor({
+    get limits() {
+      return running.storage;
+    },
+    catalog,
+    blobs,
+    memory,
+    usage,
+    log,
+    metrics,
+    inFlight,
+  });
   await evictor.start();
   const downloads: Downloads = stack.use(
     new Downloads({
@@ -114,13 +130,15 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   let stopping = false;
   const ops = opsRoutes({
     metrics,
-    checks: () => check({ db, blobs, upstreams, minFree: config.storage.minFree, stopping }),
+    checks: () => check({ db, blobs, upstreams, minFree: running.storage.minFree, stopping }),
     home: { publicUrl: config.server.publicUrl, upstreams: Object.keys(config.upstreams), version: VERSION },
   });
   const api = apiRoutes({ warming });
   const server = new HttpServer({
     config: config.server,
-    logRequests: config.log.requests,
+    get logRequests() {
+      return running.log.requests;
+    },
     log,
     metrics,
     v2: new V2({ registry, metrics, progress: config.server.progress }),
@@ -139,12 +157,22 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   const address = await server.listen();
   stack.defer(() => {
     stopping = true;
-    return server.close(config.server.drainTimeout);
+    return server.close(running.server.drainTimeout);
   });
   log.info({ address, root, upstreams: [...upstreams.keys()], version: VERSION }, "entrepot is ready");
 
   const owned = stack.move();
-  return { address, metrics, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  const reload: App["reload"] = (next) => {
+    const { changed, needRestart, ...plan } = planReload(running, next);
+    running = plan.config;
+    log.level = running.log.level;
+    for (const [name, { remotes }] of upstreams) {
+      const policy = running.upstreams[name];
+      if (policy) upstreams.set(name, new Upstream(name, policy, remotes));
+    }
+    return { changed, needRestart };
+  };
+  return { address, metrics, reload, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
 
 async function openStorage(root: string, stack: AsyncDisposableStack): Promise<{ db: Database; blobs: BlobStore }> {
@@ -160,6 +188,9 @@ async function openStorage(root: string, stack: AsyncDisposableStack): Promise<{
         `storage.root ${root} can't be written (${code}): give this user the folder, or set another one`,
         { cause },
       );
+    }
+    if (code === "EEXIST" || code === "ENOTDIR") {
+      throw new Error(`storage.root ${root} is not a folder: move away what is there, or set another one`, { cause });
     }
     if (code === "SQLITE_FULL" || code === "ENOSPC") {
       throw new Error(`storage.root ${root} is on a full file system: free some space`, { cause });

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-import { ConfigError } from "./config/faults.ts";
-import { FAILED, UsageError, WRONG_USAGE, type CommandIo } from "./cli/io.ts";
+import packageJson from "../package.json" with { type: "json" };
+import { DONE, FAILED, WRONG_USAGE, type CommandIo } from "./cli/io.ts";
 
 type Command = (args: string[], io: CommandIo) => Promise<number>;
 
@@ -10,9 +10,21 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "run the daemon (what happens without a command)",
     load: async () => (await import("./cli/serve.ts")).runServe,
   },
+  warm: {
+    summary: "bring images into the running daemon's cache",
+    load: async () => (await import("./cli/warm.ts")).runWarm,
+  },
+  doctor: {
+    summary: "find out what keeps the daemon from working well",
+    load: async () => (await import("./cli/doctor.ts")).runDoctor,
+  },
   config: {
     summary: "verify, print or describe the configuration",
     load: async () => (await import("./cli/config.ts")).runConfig,
+  },
+  demo: {
+    summary: "show what a mirror does, in half a minute and without any network",
+    load: async () => (await import("./cli/demo.ts")).runDemo,
   },
 };
 
@@ -22,14 +34,19 @@ ${Object.entries(COMMANDS)
   .map(([name, { summary }]) => `  ${name.padEnd(8)} ${summary}`)
   .join("\n")}
 
-Every command takes --help. Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+Every command takes --help; entrepot --version prints the version.
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
 `;
 
 async function main(argv: string[], io: CommandIo): Promise<number> {
   const [first = "serve", ...rest] = argv;
   if (first === "--help" || first === "help" || first === "-h") {
     io.stdout.write(HELP);
-    return 0;
+    return DONE;
+  }
+  if (first === "--version") {
+    io.stdout.write(`entrepot ${packageJson.version}\n`);
+    return DONE;
   }
   const [name, args] = first.startsWith("-") ? ["serve", argv] : [first, rest];
   const command = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
@@ -38,18 +55,19 @@ async function main(argv: string[], io: CommandIo): Promise<number> {
     return WRONG_USAGE;
   }
   try {
-    return await (
-      await command.load()
-    )(args, io);
+    const run = await command.load();
+    return await run(args, io);
   } catch (error) {
-    const usage =
-      error instanceof UsageError ||
-      error instanceof ConfigError ||
-      String((error as { code?: unknown }).code).startsWith("ERR_PARSE_ARGS");
     io.stderr.write(`entrepot ${name}: ${(error as Error).message}\n`);
-    return usage ? WRONG_USAGE : FAILED;
+    return FAILED;
   }
 }
+
+// Whoever reads the output (head, less) may have seen enough.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(FAILED);
+});
 
 process.exitCode = await main(process.argv.slice(2), {
   stdout: process.stdout,

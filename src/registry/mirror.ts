@@ -17,7 +17,7 @@ import { DigestMismatch } from "../transfer/source.ts";
 import { toRegistryError, type BlobAnswer, type ListAnswer, type ManifestAnswer } from "./answers.ts";
 import { freshness, mayServeStale } from "./freshness.ts";
 import type { Located, Names } from "./names.ts";
-import { NegativeCache, Shared } from "./shared.ts";
+import { ExpiryMap, Shared } from "./shared.ts";
 import type { Upstream } from "./upstream.ts";
 
 type Cached = Extract<Located, { kind: "cached" }>;
@@ -67,9 +67,11 @@ export class Mirror implements AsyncDisposable {
   readonly #resolutions = new Shared<Resolved>();
   readonly #fetches = new Shared<Fetched>();
   readonly #listings = new Shared<Listed>();
-  readonly #absent = new NegativeCache();
+  readonly #absent = new ExpiryMap();
   /** Repositories whose own upstream has a blob that is on its way. */
   readonly #owners = new Map<Digest, Map<string, Owner>>();
+  /** Images whose content was looked after, until when that is good. */
+  readonly #prefetched = new ExpiryMap();
   readonly #prefetches = new PQueue({ concurrency: PREFETCH_CONCURRENCY });
 
   constructor(deps: MirrorDeps) {
@@ -93,7 +95,7 @@ export class Mirror implements AsyncDisposable {
       if (!head) {
         bytes ??= await this.#storedManifest(upstream, resolved.digest);
         bytes ??= (await this.#fetchManifest(located, upstream, resolved.digest)).bytes;
-        this.#prefetch(located, upstream, bytes, resolved.mediaType);
+        this.#prefetch(located, upstream, { digest: resolved.digest, bytes, mediaType: resolved.mediaType });
       }
       this.#count(located, "manifest", resolved.result);
       return { ...resolved, bytes: head ? undefined : bytes, upstream: upstream.name };
@@ -422,8 +424,13 @@ export class Mirror implements AsyncDisposable {
   }
 
   /** Lets the config and the layers of an image start to flow before the client asks for them. */
-  #prefetch(located: Cached, upstream: Upstream, bytes: Buffer, mediaType: string): void {
+  #prefetch(located: Cached, upstream: Upstream, image: { digest: Digest; bytes: Buffer; mediaType: string }): void {
     if (!upstream.config.prefetch) return;
+    const { digest: imageDigest, bytes, mediaType } = image;
+    const nowMs = this.#deps.clock.now();
+    // A hit costs microseconds: what was looked after a moment ago is not looked after again.
+    if (nowMs < (this.#prefetched.get(imageDigest) ?? 0)) return;
+    this.#prefetched.set(imageDigest, nowMs + PREFETCH_PATIENCE_MS);
     const manifest = parseManifest(bytes, mediaType);
     for (const { digest, foreign } of [...(manifest.config ? [manifest.config] : []), ...manifest.layers]) {
       if (foreign || this.#prefetches.size >= PREFETCH_BACKLOG) continue;

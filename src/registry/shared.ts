@@ -17,8 +17,8 @@ export class Shared<T> {
   }
 }
 
-/** What upstream said it does not have, until when that is believed. Bounded: the oldest entry goes first. */
-export class NegativeCache {
+/** Until when something is believed, by key. Bounded: the oldest entry goes first. */
+export class ExpiryMap {
   readonly #untilMs = new Map<string, number>();
   readonly #capacity = 10_000;
 

@@ -1,5 +1,5 @@
 import { Readable } from "node:stream";
-import type { Dispatcher } from "undici";
+import { errors, type Dispatcher } from "undici";
 import type { Milliseconds } from "../base/clock.ts";
 import type { Pace } from "./pace.ts";
 import { RemoteError } from "./remote-error.ts";
@@ -281,7 +281,9 @@ function translateError(
   if (matches(/^(?:UND_ERR_CONNECT_TIMEOUT|ETIMEDOUT)$/)) {
     return new RemoteError("timeout", endpoint, `cannot be reached in time (${why})`, { cause: error });
   }
-  if (matches(/^(?:HPE_(?!INVALID_EOF_STATE)|UND_ERR_HEADERS_OVERFLOW|UND_ERR_INVALID_ARG)/)) {
+  // A connection that ends within a chunk is a parser's error, too; only its text tells.
+  const garbled = causes.some((cause) => cause instanceof errors.HTTPParserError && !cause.message.includes("EOF"));
+  if (garbled || matches(/^(?:UND_ERR_HEADERS_OVERFLOW|UND_ERR_INVALID_ARG)$/)) {
     return new RemoteError("protocol", endpoint, `does not speak proper HTTP (${why})`, { cause: error });
   }
   if (phase === "interrupted") {

@@ -123,7 +123,7 @@ export class Guard {
     this.#realmHosts = new Set(config.realms.map((realm) => bareHost(new URL(`http://${realm}`).hostname)));
     this.#allowPrivate = config.allowPrivate;
     this.#isTrusted =
-      config.trustedHosts.length === 0 ? () => false : picomatch([...config.trustedHosts], { dot: true });
+      config.trustedHosts.length === 0 ? () => false : picomatch([...config.trustedHosts], { dot: true, nocase: true });
   }
 
   /** @throws RemoteError refused */

@@ -2,6 +2,7 @@ import type { Database, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Descriptor } from "../oci/manifest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { Remembered } from "./remembered.ts";
 
 /** Content as the catalog knows it. */
 export interface StoredBlob {
@@ -74,39 +75,48 @@ const TOUCH_MANIFEST = "UPDATE manifests SET used_at = :now WHERE digest = :dige
  */
 export class Catalog {
   readonly #db: Database;
+  readonly #tags = new Remembered<StoredTag>();
+  readonly #blobs = new Remembered<StoredBlob>();
+  readonly #manifests = new Remembered<StoredManifest>();
 
   constructor(db: Database) {
     this.#db = db;
   }
 
   async findTag(repository: RepositoryName, tag: Tag): Promise<StoredTag | undefined> {
-    const row = await this.#db.get<Row>(FIND_TAG, { repository, tag });
-    return (
-      row && {
-        digest: row["digest"] as Digest,
-        mediaType: row["media_type"] as string,
-        sizeBytes: row["size"] as number,
-        etag: (row["etag"] as string | null) ?? undefined,
-        checkedAtMs: row["checked_at"] as number,
-      }
-    );
+    return this.#tags.get(`${repository}:${tag}`, async () => {
+      const row = await this.#db.get<Row>(FIND_TAG, { repository, tag });
+      return (
+        row && {
+          digest: row["digest"] as Digest,
+          mediaType: row["media_type"] as string,
+          sizeBytes: row["size"] as number,
+          etag: (row["etag"] as string | null) ?? undefined,
+          checkedAtMs: row["checked_at"] as number,
+        }
+      );
+    });
   }
 
   async findBlob(repository: RepositoryName, digest: Digest): Promise<StoredBlob | undefined> {
-    const row = await this.#db.get<Row>(FIND_BLOB, { repository, digest });
-    return row && { sizeBytes: row["size"] as number, upstream: upstreamOf(row), linked: row["linked"] === 1 };
+    return this.#blobs.get(`${repository}@${digest}`, async () => {
+      const row = await this.#db.get<Row>(FIND_BLOB, { repository, digest });
+      return row && { sizeBytes: row["size"] as number, upstream: upstreamOf(row), linked: row["linked"] === 1 };
+    });
   }
 
   async findManifest(repository: RepositoryName, digest: Digest): Promise<StoredManifest | undefined> {
-    const row = await this.#db.get<Row>(FIND_MANIFEST, { repository, digest });
-    return (
-      row && {
-        mediaType: row["media_type"] as string,
-        sizeBytes: row["size"] as number,
-        upstream: upstreamOf(row),
-        linked: row["linked"] === 1,
-      }
-    );
+    return this.#manifests.get(`${repository}@${digest}`, async () => {
+      const row = await this.#db.get<Row>(FIND_MANIFEST, { repository, digest });
+      return (
+        row && {
+          mediaType: row["media_type"] as string,
+          sizeBytes: row["size"] as number,
+          upstream: upstreamOf(row),
+          linked: row["linked"] === 1,
+        }
+      );
+    });
   }
 
   async readManifest(digest: Digest): Promise<Buffer | undefined> {
@@ -135,7 +145,7 @@ export class Catalog {
    * @returns whether it is new
    */
   async addBlob(owners: readonly Owner[], digest: Digest, sizeBytes: number, nowMs: number): Promise<boolean> {
-    return this.#db.transaction("lazy", async (tx) => {
+    const isNew = await this.#db.transaction("lazy", async (tx) => {
       const known = await tx.get("SELECT 1 FROM blobs WHERE digest = :digest", { digest });
       await tx.run(
         `INSERT INTO blobs (digest, size, upstream, created_at, used_at) VALUES (:digest, :size, :upstream, :now, :now)
@@ -145,11 +155,15 @@ export class Catalog {
       for (const owner of owners) await link(tx, owner, digest, nowMs);
       return known === undefined;
     });
+    for (const { repository } of owners) this.#blobs.forget(`${repository}@${digest}`);
+    return isNew;
   }
 
   /** Lets a repository reach content that is stored already. */
   async link(owner: Owner, digest: Digest, nowMs: number): Promise<void> {
     await this.#db.transaction("lazy", (tx) => link(tx, owner, digest, nowMs));
+    this.#blobs.forget(`${owner.repository}@${digest}`);
+    this.#manifests.forget(`${owner.repository}@${digest}`);
   }
 
   /**
@@ -157,7 +171,7 @@ export class Catalog {
    * @returns whether it is new
    */
   async addManifest(owner: Owner, manifest: NewManifest, nowMs: number): Promise<boolean> {
-    return this.#db.transaction("lazy", async (tx) => {
+    const isNew = await this.#db.transaction("lazy", async (tx) => {
       const known = await tx.get("SELECT 1 FROM manifests WHERE digest = :digest", { digest: manifest.digest });
       await tx.run(
         `INSERT INTO manifests (digest, media_type, size, bytes, upstream, created_at, used_at)
@@ -181,6 +195,8 @@ export class Catalog {
       await link(tx, owner, manifest.digest, nowMs);
       return known === undefined;
     });
+    this.#manifests.forget(`${owner.repository}@${manifest.digest}`);
+    return isNew;
   }
 
   /** Points a tag to a manifest that is stored and linked, or confirms that it still does. */
@@ -195,6 +211,7 @@ export class Catalog {
         { repository: owner.repository, tag, digest, etag: etag ?? null, now: nowMs },
       );
     });
+    this.#tags.forget(`${owner.repository}:${tag}`);
   }
 
   async removeTag(repository: RepositoryName, tag: Tag): Promise<void> {
@@ -204,6 +221,7 @@ export class Catalog {
         { repository, tag },
       ),
     );
+    this.#tags.forget(`${repository}:${tag}`);
   }
 
   /** Forgets cached blobs and who may reach them. The caller removes the files afterwards. */
@@ -214,6 +232,7 @@ export class Catalog {
         await tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest });
       }
     });
+    this.#blobs.forgetAll();
   }
 
   /** Forgets cached manifests, the tags that point to them and their edges. */
@@ -226,6 +245,8 @@ export class Catalog {
         await tx.run("DELETE FROM manifests WHERE digest = :digest", { digest });
       }
     });
+    this.#manifests.forgetAll();
+    this.#tags.forgetAll();
   }
 
   /** Notes that contents were used now. One statement each; callers batch. */

@@ -162,27 +162,33 @@ test("an urgent request waits three seconds for a token at most; the fetch goes 
 });
 
 test("a realm that moved is found by a new challenge", async () => {
-  await using gone = await startSink({ status: 500 });
-  await using upstream = await startUpstream({ auth: { kind: "bearer", users } });
-  upstream.add("a/one", "v1", image);
-  await using server = await startScript((_request, response) => {
-    response.writeHead(307, { location: `${upstream.url}/token` }).end();
-  });
-  await using opened = await openRemote(upstream.url, { auth, realms: [`127.0.0.1:${gone.port}`] }, 1);
-  upstream.fault({ path: "v1", times: 1 }, {});
-  const challenge = { "www-authenticate": `Bearer realm="${gone.url}/token"` };
-  await using moving = await startScript((request, response) => {
+  await using realm = await startSink({ status: 500 });
+  let path = "/old";
+  await using server = await startScript((request, response) => {
+    const challenge = { "www-authenticate": `Bearer realm="${realm.url}${path}"` };
     if (request.headers.authorization === undefined) response.writeHead(401, challenge).end();
-    else response.writeHead(200, { "docker-content-digest": image.digest }).end();
+    else response.end("{}");
   });
-  await using other = await openRemote(
-    moving.url,
-    { auth, realms: [`127.0.0.1:${gone.port}`, `127.0.0.1:${server.port}`] },
-    1,
+  await using opened = await openRemote(server.url, { realms: [`127.0.0.1:${realm.port}`] }, 1);
+  await assert.rejects(opened.remote.headManifest("a/one", "v1"), fault("server", /500/));
+  realm.answerWith({ status: 200, body: '{"token":"fresh"}' });
+  path = "/new";
+  assert.ok(await opened.remote.headManifest("a/one", "v1"));
+  assert.deepEqual(
+    realm.requests.map((request) => request.path),
+    ["/old", "/new"],
   );
-  await assert.rejects(other.remote.headManifest("a/one", "v1"), fault("server", /500/));
-  gone.answerWith({ status: 200, body: '{"token":"fresh"}' });
-  challenge["www-authenticate"] = `Bearer realm="${gone.url}/elsewhere"`;
-  assert.ok(await other.remote.headManifest("a/one", "v1"));
-  assert.equal(gone.hits("GET", "/elsewhere"), 1);
+});
+
+test("while the token realm rests, the registry counts as down", async () => {
+  await using realm = await startSink({ status: 503 });
+  await using server = await startSink({
+    status: 401,
+    headers: { "www-authenticate": `Bearer realm="${realm.url}"` },
+  });
+  await using opened = await openRemote(server.url, { realms: [`127.0.0.1:${realm.port}`] }, 1);
+  for (let n = 0; n < 5; n++) await assert.rejects(opened.remote.ping(), fault("server", /503/));
+  await assert.rejects(opened.remote.ping(), fault("circuitOpen"));
+  assert.equal(opened.remote.state.up, false);
+  assert.equal(realm.hits(), 5);
 });

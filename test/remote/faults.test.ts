@@ -188,6 +188,10 @@ test("a body shorter than its length is interrupted; garbage between chunks is a
   assert.equal(short?.sizeBytes, 200_000);
   await assert.rejects(readAll(short?.body ?? assert.fail()), fault("interrupted"));
 
+  upstream.fault({ times: 1 }, { cutAfter: 1000, contentLength: "none" });
+  const unframed = await opened.remote.openBlob("a/one", layer.digest);
+  await assert.rejects(readAll(unframed?.body ?? assert.fail()), fault("interrupted"));
+
   await using server = await startScript((_request, response) => {
     response.socket?.end("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nno chunk\r\n");
   });

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { connect } from "node:net";
 import { test } from "node:test";
-import fc from "fast-check";
+import * as fc from "fast-check";
 import { acceptsRealm, Guard, reachOf } from "../../src/remote/guard.ts";
 import { RemoteError } from "../../src/remote/remote-error.ts";
 import { fault } from "./remotes.ts";

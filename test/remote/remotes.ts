@@ -63,7 +63,7 @@ export async function openRemote(
     clock,
     seen,
     receivedBytes: () => bytes,
-    [Symbol.asyncDispose]: () => remote[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]: async () => await remote[Symbol.asyncDispose](),
   };
 }
 

@@ -126,12 +126,10 @@ test("a redirect to a name inside is refused when it is dialled", async () => {
   const expected = found && reachOf(found.address) !== "public" ? "refused" : "unreachable";
   await assert.rejects(opened.remote.openBlob("a/one", layer.digest), fault(expected));
   assert.equal(storage.hits(), 0);
-  if (!found) return;
   await using trusting = await openRemote(upstream.url, { trustedHosts: [name.toLowerCase()] }, 1);
-  await assert.rejects(
-    trusting.remote.openBlob("a/one", layer.digest),
-    (error) => !fault("unreachable")(error) || true,
-  );
+  const outcome = await trusting.remote.openBlob("a/one", layer.digest).catch((error: unknown) => error);
+  if (outcome instanceof Error) fault("unreachable")(outcome);
+  else assert.equal(storage.hits(), 1);
 });
 
 test("a next page on another host is refused", async () => {
@@ -169,10 +167,12 @@ test("what is too large, packed or broken is a protocol error, and is not read t
   let answer: { headers: Record<string, string>; body: Buffer | "endless" } = { headers: {}, body: Buffer.alloc(0) };
   await using server = await startScript((_request, response) => {
     response.writeHead(200, answer.headers);
-    if (answer.body !== "endless") return void response.end(answer.body);
     const piece = Buffer.alloc(2 ** 20, " ");
-    const more = (): void => void (response.destroyed || response.write(piece, () => setImmediate(more)));
-    more();
+    const more = (): void => {
+      if (!response.destroyed) response.write(piece, () => setImmediate(more));
+    };
+    if (answer.body === "endless") more();
+    else response.end(answer.body);
   });
   await using opened = await openRemote(server.url);
   const { remote } = opened;
@@ -190,8 +190,6 @@ test("what is too large, packed or broken is a protocol error, and is not read t
     await assert.rejects(remote.listTags("a"), fault("protocol"), body);
   }
   for (const body of [`{"token":"${"x".repeat(70_000)}"}`, "{}", '{"token":7}', '{"token":"a\\r\\nb: c"}', "<html>"]) {
-    await using registry = await startUpstream({ auth: { kind: "bearer", anonymousPull: true } });
-    registry.fault({ path: "/token" }, {});
     await using realm = await startSink({ status: 200, body });
     await using challenging = await startSink({
       status: 401,

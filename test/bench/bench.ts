@@ -1,0 +1,100 @@
+/**
+ * Entrepot beside docker-registry on the same work, in one run: `npm run bench -- [--quick] [--only NAME]… [--json FILE] [--write]`.
+ * Targets are ratios of medians of alternating rounds; absolute numbers are those of the machine.
+ * Exit status: 0 every judged line passes, 1 a line misses its target, 2 wrong usage or a program is missing.
+ */
+import { execFileSync } from "node:child_process";
+import { writeFile } from "node:fs/promises";
+import { availableParallelism, loadavg } from "node:os";
+import { parseArgs } from "node:util";
+import { Lab, missingPrograms } from "./lab.ts";
+import type { Bench, Row } from "./runner.ts";
+import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
+import { configRow, layerRow, manifestRow } from "./warm-rows.ts";
+
+const ROWS: Record<string, Row> = {
+  manifest: manifestRow,
+  config: configRow,
+  layer: layerRow,
+};
+const PROGRAMS = ["docker-registry", "wrk"];
+const PAGE = new URL("../../docs/benchmarks.md", import.meta.url);
+
+const USAGE = `Usage: npm run bench -- [--quick] [--only NAME]... [--json FILE] [--write]
+
+  --quick      small sizes, one round, under two minutes: only what is exact is judged
+  --only NAME  one row of ${Object.keys(ROWS).join(", ")}; may be repeated
+  --json FILE  write every sample
+  --write      put the table into docs/benchmarks.md
+`;
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      quick: { type: "boolean", default: false },
+      only: { type: "string", multiple: true },
+      json: { type: "string" },
+      write: { type: "boolean", default: false },
+      help: { type: "boolean", default: false },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
+  const names = values.only ?? Object.keys(ROWS);
+  const unknown = names.filter((name) => !Object.hasOwn(ROWS, name));
+  if (unknown.length > 0) return refuse(`there is no row ${unknown.join(", ")}\n\n${USAGE}`);
+  const missing = missingPrograms(PROGRAMS);
+  if (missing.length > 0) {
+    return refuse(
+      `${missing.join(" and ")} ${missing.length === 1 ? "is" : "are"} missing: apt-get install ${missing.join(" ")}\n`,
+    );
+  }
+  const lines = await runRows(names, values.quick);
+  const report = `${machine()}\n\n${renderTable(lines)}`;
+  process.stdout.write(`${report}\n`);
+  if (values.json !== undefined) {
+    await writeFile(values.json, `${JSON.stringify({ machine: machine(), quick: values.quick, lines }, undefined, 2)}\n`);
+  }
+  if (values.write) await writeBetweenMarkers(PAGE, report);
+  return lines.some(({ verdict }) => verdict === "MISS") ? 1 : 0;
+}
+
+async function runRows(names: readonly string[], quick: boolean): Promise<Line[]> {
+  await using lab = await Lab.open();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.once(signal, () => {
+      lab.abandon();
+      process.exit(130);
+    });
+  }
+  const upstream = await lab.startDockerRegistry();
+  const lines: Line[] = [];
+  for (const name of names) {
+    const bench: Bench = { lab, upstream, quick, progress: (text) => process.stderr.write(`${name}: ${text}\n`) };
+    const found = await ROWS[name]?.(bench);
+    lines.push(...(found ?? []));
+    process.stderr.write(`${renderTable(found ?? [])}\n`);
+  }
+  return lines;
+}
+
+function machine(): string {
+  const [, version] = /(\d+\.\d+\.\d+\S*)\s*$/.exec(execFileSync("docker-registry", ["--version"], { encoding: "utf8" })) ?? [];
+  const load = (loadavg()[0] ?? 0).toFixed(1);
+  return `${availableParallelism()} cores, load ${load}; Node ${process.versions.node}, docker-registry ${version}, ${new Date().toISOString().slice(0, 10)}`;
+}
+
+function refuse(message: string): number {
+  process.stderr.write(`bench: ${message}`);
+  return 2;
+}
+
+try {
+  process.exitCode = await main();
+} catch (error) {
+  const usage = String((error as { code?: unknown }).code).startsWith("ERR_PARSE_ARGS");
+  process.stderr.write(`bench: ${usage ? `${(error as Error).message}\n\n${USAGE}` : (error as Error).stack}\n`);
+  process.exitCode = usage ? 2 : 1;
+}

@@ -165,7 +165,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   const reload: App["reload"] = (next) => {
     const { changed, needRestart, ...plan } = planReload(running, next);
     running = plan.config;
-    log.level = running.log.level;
+    if (changed.includes("log.level")) log.level = running.log.level;
     for (const [name, { remotes }] of upstreams) {
       const policy = running.upstreams[name];
       if (policy) upstreams.set(name, new Upstream(name, policy, remotes));

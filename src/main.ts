@@ -1,5 +1,4 @@
 #!/usr/bin/env node
-import packageJson from "../package.json" with { type: "json" };
 import { DONE, FAILED, WRONG_USAGE, type CommandIo } from "./cli/io.ts";
 
 type Command = (args: string[], io: CommandIo) => Promise<number>;
@@ -45,7 +44,8 @@ async function main(argv: string[], io: CommandIo): Promise<number> {
     return DONE;
   }
   if (first === "--version") {
-    io.stdout.write(`entrepot ${packageJson.version}\n`);
+    const { VERSION } = await import("./app.ts");
+    io.stdout.write(`entrepot ${VERSION}\n`);
     return DONE;
   }
   const [name, args] = first.startsWith("-") ? ["serve", argv] : [first, rest];

@@ -22,16 +22,6 @@ export function withoutSecrets(object: Record<string, unknown>, depth = 0): Reco
   return clean ?? object;
 }
 
-/** Removes user information and query strings (signed URLs hold credentials) from a URL that goes into a log or an error. */
-export function redactUrl(url: string | URL): string {
-  try {
-    const { protocol, host, pathname, search } = new URL(url);
-    return `${protocol}//${host}${pathname}${search === "" ? "" : "?…"}`;
-  } catch {
-    return "(not a URL)";
-  }
-}
-
 export interface LogOptions {
   level: LogLevel;
   /** `auto`: pretty on a terminal, JSON lines elsewhere. */

@@ -13,6 +13,7 @@ export function lockStorage(root: string): () => void {
     db.exec("BEGIN EXCLUSIVE");
   } catch (cause) {
     db.close();
+    if ((cause as NodeJS.ErrnoException).code !== "SQLITE_BUSY") throw cause;
     throw new Error(`${root} is in use by another entrepot: stop it, or give this one another storage.root`, { cause });
   }
   return () => db.close();

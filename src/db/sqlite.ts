@@ -1,7 +1,12 @@
+import { setTimeout as delay } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import Sqlite from "better-sqlite3";
 import type { Database, Durability, Params, Reader, Writer } from "./database.ts";
 import { MIGRATIONS } from "./migrations.ts";
+
+/** How long a transaction waits for another process (a backup, a shell) to let go of the database. */
+const PATIENCE_MS = 1_000;
+const PAUSE_MS = 10;
 
 /** One connection with its statements, each prepared at its first use. */
 class Connection implements Writer {
@@ -48,6 +53,8 @@ class SqliteDatabase implements Database {
   readonly #writer: Connection;
   readonly #checkpointer: Worker;
   #synchronous: Durability | undefined;
+  /** Another process has held the database for longer than our patience: nobody waits again until it lets go. */
+  #held = false;
   #queue: Promise<unknown> = Promise.resolve();
 
   constructor(reader: Connection, writer: Connection, checkpointer: Worker) {
@@ -65,17 +72,18 @@ class SqliteDatabase implements Database {
   }
 
   transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
-    const turn = this.#queue.then(() => this.#run(durability, work));
+    const deadlineMs = performance.now() + PATIENCE_MS;
+    const turn = this.#queue.then(() => this.#run(durability, work, deadlineMs));
     this.#queue = turn.catch(() => undefined);
     return turn;
   }
 
-  async #run<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
+  async #run<T>(durability: Durability, work: (tx: Writer) => Promise<T>, deadlineMs: number): Promise<T> {
     if (this.#synchronous !== durability) {
       this.#writer.exec(`PRAGMA synchronous = ${durability === "durable" ? "FULL" : "NORMAL"}`);
       this.#synchronous = durability;
     }
-    this.#writer.exec("BEGIN IMMEDIATE");
+    await this.#begin(deadlineMs);
     try {
       const result = await work(this.#writer);
       this.#writer.exec("COMMIT");
@@ -86,6 +94,24 @@ class SqliteDatabase implements Database {
         this.#writer.exec("ROLLBACK");
       } catch {}
       throw error;
+    }
+  }
+
+  /** Waits here, not inside SQLite: that would hold the event loop, and with it every pull. */
+  async #begin(deadlineMs: number): Promise<void> {
+    for (;;) {
+      try {
+        this.#writer.exec("BEGIN IMMEDIATE");
+        this.#held = false;
+        return;
+      } catch (error) {
+        const busy = (error as NodeJS.ErrnoException).code === "SQLITE_BUSY";
+        if (!busy || this.#held || performance.now() > deadlineMs) {
+          this.#held = busy;
+          throw error;
+        }
+      }
+      await delay(PAUSE_MS);
     }
   }
 
@@ -110,9 +136,12 @@ export async function openSqlite(file: string): Promise<Database> {
     // A checkpoint inside a commit would hold the event loop for its fsyncs (5 to 50 ms): the worker does it.
     writer.pragma("wal_autocheckpoint = 0");
     migrate(writer, file);
+    writer.pragma("busy_timeout = 0");
     const reader = new Sqlite(file, { readonly: true });
     reader.pragma("mmap_size = 268435456");
     const checkpointer = new Worker(new URL("./checkpoint-worker.ts", import.meta.url), { workerData: { file } });
+    // Slow commits are better than a log that grows for ever.
+    checkpointer.on("error", () => void (writer.open && writer.pragma("wal_autocheckpoint = 1000")));
     checkpointer.unref();
     return new SqliteDatabase(new Connection(reader), new Connection(writer), checkpointer);
   } catch (error) {

@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import type { IncomingMessage } from "node:http";
-import Router from "@koa/router";
+import { Router } from "@koa/router";
 import type Koa from "koa";
 import { z } from "zod";
 import { RegistryError } from "../oci/errors.ts";
@@ -55,7 +55,8 @@ async function readJson(request: IncomingMessage): Promise<unknown> {
   }
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // Leaving the loop must not close the connection: it is still to be told why.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     bytes += chunk.length;
     if (bytes > MAX_BODY_BYTES)
       throw new RegistryError("SIZE_INVALID", `the body is larger than ${MAX_BODY_BYTES} bytes`, { status: 413 });

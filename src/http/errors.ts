@@ -34,6 +34,8 @@ export function writeError(response: ServerResponse, path: string, method: strin
     "x-content-type-options": "nosniff",
   };
   if (registry) headers["docker-distribution-api-version"] = "registry/2.0";
+  // Source: RFC 9110 §15.5.6: a 405 names what is allowed.
+  if (error.status === 405) headers["allow"] = "GET, HEAD";
   if (error.retryAfterSeconds !== undefined) headers["retry-after"] = Math.ceil(error.retryAfterSeconds);
   response.writeHead(error.status, headers);
   response.end(method === "HEAD" ? undefined : body);

@@ -1,4 +1,4 @@
-import Router from "@koa/router";
+import { Router } from "@koa/router";
 import type Koa from "koa";
 import type { Metrics } from "../base/metrics.ts";
 import { homePage } from "./home.ts";
@@ -18,6 +18,8 @@ export interface OpsDeps {
   checks(): Promise<Check[]>;
   home: { publicUrl: string | undefined; upstreams: readonly string[]; version: string };
 }
+
+const ADDRESS = /^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?$/;
 
 /** Health, metrics, and the page that says what this is. */
 export function opsRoutes(deps: OpsDeps): Koa.Middleware {
@@ -47,7 +49,9 @@ export function opsRoutes(deps: OpsDeps): Koa.Middleware {
 
   router.get("/", (ctx) => {
     handler(ctx, "home");
-    const origin = deps.home.publicUrl ?? `http://${ctx.host}`;
+    // Only what can be an address is repeated: the page is to be copied from.
+    const host = ADDRESS.test(ctx.host) ? ctx.host : "this-host:5000";
+    const origin = deps.home.publicUrl ?? `http://${host}`;
     const { type, body } = homePage(ctx.accepts("text", "html", "text/plain") === "html", { ...deps.home, origin });
     ctx.set("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'");
     ctx.set("x-content-type-options", "nosniff");

@@ -1,6 +1,6 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { chmod, rm } from "node:fs/promises";
-import type { AddressInfo } from "node:net";
+import { chmod, lstat, rm } from "node:fs/promises";
+import { connect, type AddressInfo } from "node:net";
 import Koa from "koa";
 import type { Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
@@ -26,6 +26,9 @@ export interface ServerDeps {
 const KEEP_ALIVE_MS: Milliseconds = 75_000;
 /** How long a client that was answered may go on sending a body that nobody wants. */
 const UNWANTED_BODY_MS: Milliseconds = 5_000;
+
+/** How often a stopping server looks for connections that have nothing left to do. */
+const SWEEP_MS: Milliseconds = 50;
 
 interface Facts {
   handler: string;
@@ -87,6 +90,7 @@ export class HttpServer {
     });
     this.#server.once("listening", resolve);
     if ("path" in address) {
+      await removeStaleSocket(address.path);
       this.#server.listen(address.path);
     } else {
       this.#server.listen({
@@ -109,11 +113,14 @@ export class HttpServer {
   async close(drainMs: Milliseconds): Promise<void> {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     this.#server.closeIdleConnections();
+    // A client that was answered meanwhile keeps its connection for the next request, and Node does not close it.
+    const sweep = setInterval(() => this.#server.closeIdleConnections(), SWEEP_MS);
     const deadline = setTimeout(() => {
       this.#deps.log.warn({ drainMs }, "cut what had not ended by the drain timeout");
       this.#server.closeAllConnections();
     }, drainMs);
     await closed;
+    clearInterval(sweep);
     clearTimeout(deadline);
     if (this.#socketPath !== undefined) await rm(this.#socketPath, { force: true });
   }
@@ -181,6 +188,21 @@ export class HttpServer {
     if (!(await this.#deps.v2.handle(exchange))) return next();
     ctx.respond = false;
   }
+}
+
+/** A daemon that was killed leaves its socket behind, which nobody else will remove. */
+async function removeStaleSocket(path: string): Promise<void> {
+  const isSocket = await lstat(path).then(
+    (stats) => stats.isSocket(),
+    () => false,
+  );
+  if (!isSocket) return;
+  const { promise, resolve } = Promise.withResolvers<string | undefined>();
+  const probe = connect(path, () => resolve(undefined));
+  probe.once("error", ({ code }: NodeJS.ErrnoException) => resolve(code));
+  const code = await promise;
+  probe.destroy();
+  if (code === "ECONNREFUSED") await rm(path, { force: true });
 }
 
 const METHODS = new Set(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]);

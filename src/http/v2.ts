@@ -8,7 +8,7 @@ import { parseRoute, type Route } from "../oci/route.ts";
 import type { Located } from "../registry/names.ts";
 import { pageOf } from "../registry/page.ts";
 import type { Registry } from "../registry/registry.ts";
-import { sendBlob, type ProgressRule } from "./send.ts";
+import { guardEnd, sendBlob, type ProgressRule } from "./send.ts";
 
 export interface Exchange {
   request: IncomingMessage;
@@ -47,6 +47,7 @@ export class V2 {
       if (!PULL_METHODS.has(exchange.method)) throw methodNotAllowed(exchange.method);
       if (route.kind === "base") writeJson(exchange, {}, {});
       else await this.#catalog(exchange);
+      guardEnd(exchange.response, this.#deps.progress);
       return true;
     }
     const located = this.#deps.registry.locate(route.name, exchange.query.get("ns") ?? undefined);
@@ -54,6 +55,7 @@ export class V2 {
       throw this.#deps.registry.refuseWrite(located);
     }
     await this.#pull(exchange, route, located);
+    guardEnd(exchange.response, this.#deps.progress);
     return true;
   }
 
@@ -62,16 +64,10 @@ export class V2 {
     route: Exclude<Route, { kind: "base" | "catalog" | "uploads" | "upload" }>,
     located: Located,
   ): Promise<void> {
-    switch (route.kind) {
-      case "manifest":
-        return this.#manifest(exchange, route, located);
-      case "blob":
-        return this.#blob(exchange, route, located);
-      case "tags":
-        return this.#tags(exchange, located);
-      case "referrers":
-        return this.#referrers(exchange, route, located);
-    }
+    if (route.kind === "manifest") return this.#manifest(exchange, route, located);
+    if (route.kind === "blob") return this.#blob(exchange, route, located);
+    if (route.kind === "tags") return this.#tags(exchange, route, located);
+    return this.#referrers(exchange, route, located);
   }
 
   async #manifest(
@@ -106,12 +102,14 @@ export class V2 {
 
   async #blob(exchange: Exchange, { digest }: Extract<Route, { kind: "blob" }>, located: Located): Promise<void> {
     const { request, response, method } = exchange;
-    const answer = await this.#deps.registry.blob(located, digest, method === "HEAD");
+    const etag = `"${digest}"`;
+    const notModified = matchesEtag(request.headers["if-none-match"], etag);
+    // Who has it already needs its head alone: nothing is downloaded for that.
+    const answer = await this.#deps.registry.blob(located, digest, method === "HEAD" || notModified);
     exchange.note({ result: answer.result, upstream: answer.upstream });
     const { content, sizeBytes } = answer;
     const reader = content instanceof Uint8Array ? undefined : content;
     try {
-      const etag = `"${digest}"`;
       const headers = {
         ...API_VERSION,
         "docker-content-digest": digest,
@@ -119,7 +117,7 @@ export class V2 {
         ...IMMUTABLE,
         ...scopeHeaders(located, undefined),
       };
-      if (matchesEtag(request.headers["if-none-match"], etag)) {
+      if (notModified) {
         response.writeHead(304, headers);
         response.end();
         return;
@@ -166,15 +164,14 @@ export class V2 {
     }
   }
 
-  async #tags(exchange: Exchange, located: Located): Promise<void> {
+  async #tags(exchange: Exchange, { name }: Extract<Route, { kind: "tags" }>, located: Located): Promise<void> {
     const { n, last } = readPage(exchange.query);
     const answer = await this.#deps.registry.tags(located);
     exchange.note({ result: answer.result, upstream: answer.upstream });
     const page = pageOf(answer.items, n, last);
-    // The client's own spelling, so that it finds what it asked for.
-    const name = exchange.path.slice("/v2/".length, -"/tags/list".length);
     writeJson(
       exchange,
+      // The client's own spelling, so that it finds what it asked for.
       { name, tags: page.items },
       {
         ...scopeHeaders(located, answer.warning),

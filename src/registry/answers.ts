@@ -37,6 +37,11 @@ export interface ListAnswer<T> {
   result: CacheResult;
 }
 
+/** The text of a `Warning` header. */
+export function staleWarning(reason: string): string {
+  return `served from the cache, which may be out of date: ${reason}`;
+}
+
 /** What a client is told when an upstream could not be asked, or what it sent was not to be used. */
 export function toRegistryError(error: unknown, upstream: string, what: string): unknown {
   const detail = { upstream };

@@ -5,13 +5,13 @@ export interface TagFacts {
   nowMs: Milliseconds;
   /** When upstream last confirmed the stored digest; undefined: no digest is stored. */
   checkedAtMs: Milliseconds | undefined;
-  /** Until when upstream's "not found" is believed. */
-  notFoundUntilMs: Milliseconds | undefined;
+  /** Whether upstream said, and is still believed, that there is no such tag. */
+  knownAbsent: boolean;
   tagTtl: Milliseconds;
   maxStale: Milliseconds;
   /** Whether asking makes sense: false while upstream told us to wait (429). */
   mayAsk: boolean;
-  /** Requests left in the upstream's rate limit; undefined where it tells none. */
+  /** Requests left in the upstream's rate limit; undefined where that is not known. */
   rateRemaining: number | undefined;
   /** At or below so many, the rest is kept for content that is not here yet. */
   rateKeep: number;
@@ -26,7 +26,7 @@ export type Freshness = "fresh" | "revalidate" | "stale" | "absent" | "negative"
 /** Decides how to answer for a tag. */
 export function freshness(facts: TagFacts): Freshness {
   const { nowMs, checkedAtMs } = facts;
-  if (facts.notFoundUntilMs !== undefined && nowMs < facts.notFoundUntilMs) return "negative";
+  if (facts.knownAbsent) return "negative";
   if (checkedAtMs === undefined) return "absent";
   // A clock that was set back makes an age negative: then ask, rather than believe until it catches up.
   const ageMs = nowMs - checkedAtMs;

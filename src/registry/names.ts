@@ -59,6 +59,10 @@ export class Names {
     const prefix = slash < 0 ? undefined : this.#upstreams.get(first);
     if (prefix !== undefined) return this.#cached(prefix, name.slice(slash + 1), undefined);
     if (this.#hosted.has(first)) return { kind: "hosted", repository: name };
+    // No name at Docker Hub has a dot in its first component: this one means a registry that is not configured.
+    if (this.#default === HUB && slash >= 0 && first.includes(".")) {
+      throw new RegistryError("NAME_UNKNOWN", `${first.slice(0, 100)} is no configured upstream: ${this.#remedy()}`);
+    }
     if (this.#default !== undefined) return this.#cached(this.#default, name, undefined);
     throw new RegistryError(
       "NAME_UNKNOWN",
@@ -66,12 +70,15 @@ export class Names {
     );
   }
 
-  /** The repository that a stored full name stands for. */
-  stored(repository: RepositoryName): Located {
-    return this.locate(repository, undefined);
+  /** The cached repository that a full name in storage stands for; undefined where its upstream is configured no more. */
+  stored(repository: RepositoryName): Extract<Located, { kind: "cached" }> | undefined {
+    const slash = repository.indexOf("/");
+    const upstream = repository.slice(0, slash);
+    if (slash < 0 || !Object.hasOwn(this.#configs, upstream)) return undefined;
+    return this.#cached(upstream, repository.slice(slash + 1), undefined);
   }
 
-  #cached(upstream: string, rest: string, namespace: string | undefined): Located {
+  #cached(upstream: string, rest: string, namespace: string | undefined): Extract<Located, { kind: "cached" }> {
     const remoteName = upstream === HUB && !rest.includes("/") ? `library/${rest}` : rest;
     const repository = `${upstream}/${remoteName}`;
     if (!isRepositoryName(remoteName) || !isRepositoryName(repository)) {

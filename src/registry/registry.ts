@@ -38,9 +38,10 @@ export class Registry {
     return located.kind === "cached" ? this.#mirror.tags(located) : notHosted(located);
   }
 
-  /** @throws RegistryError DENIED, TOOMANYREQUESTS, UNAVAILABLE */
-  referrers(located: Located, digest: Digest): Promise<ListAnswer<Record<string, unknown>>> {
-    return located.kind === "cached" ? this.#mirror.referrers(located, digest) : notHosted(located);
+  /** None for what is not there: distribution-spec, "Listing Referrers". @throws RegistryError DENIED, TOOMANYREQUESTS, UNAVAILABLE */
+  async referrers(located: Located, digest: Digest): Promise<ListAnswer<Record<string, unknown>>> {
+    if (located.kind === "cached") return this.#mirror.referrers(located, digest);
+    return { items: [], warning: undefined, upstream: undefined, result: "hit" };
   }
 
   /** Repositories in order of their names, after `last` (exclusive). */

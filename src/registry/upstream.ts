@@ -1,10 +1,29 @@
 import picomatch from "picomatch";
+import type { Milliseconds } from "../base/clock.ts";
 import type { UpstreamConfig } from "../config/schema.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { Remote } from "../remote/remote.ts";
+import type { Owner } from "../store/catalog.ts";
 import type { BlobSource } from "../transfer/source.ts";
+
+/** A rate limit without a window of its own: a reading of it counts for so long. */
+const RATE_WINDOW_MS: Milliseconds = 3_600_000;
+
+/** A cached repository, and whom to ask about it. */
+export interface Target {
+  /** `ghcr.io/owner/app`: the key in storage. */
+  repository: RepositoryName;
+  /** `owner/app`: what the upstream calls it. */
+  remoteName: RepositoryName;
+  upstream: Upstream;
+}
+
+/** The target as the catalog names it. */
+export function ownerOf({ repository, upstream }: Target): Owner {
+  return { repository, upstream: upstream.name };
+}
 
 /** One upstream: its policy, and the addresses at which it can be asked. */
 export class Upstream {
@@ -29,13 +48,20 @@ export class Upstream {
   }
 
   /** Whether some address may be asked now: not all have answered 429 and told us to wait. */
-  mayAsk(nowMs: number): boolean {
+  mayAsk(nowMs: Milliseconds): boolean {
     return this.remotes.some(({ state }) => (state.pausedUntilMs ?? 0) <= nowMs);
   }
 
-  /** Requests left in the rate limit of the upstream's own address. */
-  get rateRemaining(): number | undefined {
-    return this.remotes[0].state.rateLimit?.remaining;
+  /**
+   * Requests left in the rate limit of the upstream's own address; undefined where it told none within the limit's window: whoever
+   * asks nothing learns nothing, and what was read before the window began anew must not keep tags from being checked for ever.
+   */
+  rateRemaining(nowMs: Milliseconds): number | undefined {
+    const { rateLimit } = this.remotes[0].state;
+    if (!rateLimit) return undefined;
+    const ageMs = nowMs - rateLimit.at;
+    const windowMs = rateLimit.windowSeconds === undefined ? RATE_WINDOW_MS : rateLimit.windowSeconds * 1000;
+    return ageMs >= 0 && ageMs < windowMs ? rateLimit.remaining : undefined;
   }
 
   /**

@@ -27,6 +27,7 @@ export class Warming {
   /**
    * Warms images one after the other; a failed one does not keep the others from coming.
    * @param platforms `os/architecture[/variant]`; none: all
+   * @param signal ends it; what nobody else waits for is not downloaded further
    */
   async run(
     images: readonly string[],
@@ -45,7 +46,7 @@ export class Warming {
     try {
       for (const image of images) {
         if (signal.aborted) return;
-        await this.#warm(image, platforms, tell);
+        await this.#warm(image, platforms, tell, signal);
       }
     } finally {
       done.abort();
@@ -53,7 +54,12 @@ export class Warming {
     }
   }
 
-  async #warm(image: string, platforms: readonly string[], tell: (event: WarmEvent) => Promise<void>): Promise<void> {
+  async #warm(
+    image: string,
+    platforms: readonly string[],
+    tell: (event: WarmEvent) => Promise<void>,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { mirror, names } = this.#deps;
     try {
       const { host, repository, reference } = parseImageReference(image);
@@ -68,6 +74,7 @@ export class Warming {
         (blob) => {
           told.push(tell({ type: "blob", image, ...blob }));
         },
+        signal,
       );
       await Promise.all(told);
       await tell({ type: "done", image });

@@ -1,5 +1,14 @@
-import { close as closeFd, fstat, fsync, ftruncate, open as openFd, read as readFd, writev as writevFd } from "node:fs";
-import { mkdir, open, opendir, readdir, rename, rm, stat, statfs } from "node:fs/promises";
+import {
+  close as closeFd,
+  constants,
+  fstat,
+  fsync,
+  ftruncate,
+  open as openFd,
+  read as readFd,
+  writev as writevFd,
+} from "node:fs";
+import { mkdir, open, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { algorithmOf, hexOf, isDigest, type Digest } from "../oci/digest.ts";
@@ -21,6 +30,9 @@ import {
  *   quarantine/sha256-ab12…-TIME damaged content, for inspection
  *   entrepot.db                  metadata (not ours)
  */
+
+/** What the name of a partial file ends with while it may have holes. */
+const PARALLEL = "s";
 
 const closeFile = promisify(closeFd);
 const statFile = promisify(fstat);
@@ -48,6 +60,8 @@ function codeOf(error: unknown): string | undefined {
 export class FileBlobStore implements BlobStore {
   readonly #root: string;
   readonly #open = new Map<Digest, number>();
+  /** A read failed: the next one to ask is told so, and fetches it again. */
+  readonly #failed = new Set<Digest>();
 
   private constructor(root: string) {
     this.#root = root;
@@ -62,8 +76,8 @@ export class FileBlobStore implements BlobStore {
   }
 
   async open(digest: Digest, sizeBytes: number): Promise<BlobReader & { sizeBytes: number }> {
+    if (this.#failed.delete(digest)) throw new BlobFault("unreadable", `the file of ${digest} could not be read`);
     let fd: number;
-    let actual: number;
     try {
       fd = await openFile(this.#path(digest), "r");
     } catch (cause) {
@@ -71,9 +85,10 @@ export class FileBlobStore implements BlobStore {
       throw new BlobFault(fault, `the file of ${digest} is ${fault}`, { cause });
     }
     try {
-      actual = (await statFile(fd)).size;
-      if (actual !== sizeBytes) {
-        throw new BlobFault("corrupt", `the file of ${digest} has ${actual} bytes, expected ${sizeBytes}`);
+      const stats = await statFile(fd);
+      if (!stats.isFile()) throw new BlobFault("corrupt", `what should be the file of ${digest} is none`);
+      if (stats.size !== sizeBytes) {
+        throw new BlobFault("corrupt", `the file of ${digest} has ${stats.size} bytes, expected ${sizeBytes}`);
       }
     } catch (error) {
       await closeFile(fd);
@@ -81,10 +96,13 @@ export class FileBlobStore implements BlobStore {
       throw new BlobFault("unreadable", `the file of ${digest} is unreadable`, { cause: error });
     }
     this.#open.set(digest, (this.#open.get(digest) ?? 0) + 1);
-    return new FileReader(fd, sizeBytes, () => {
-      const others = (this.#open.get(digest) ?? 1) - 1;
-      if (others === 0) this.#open.delete(digest);
-      else this.#open.set(digest, others);
+    return new FileReader(fd, sizeBytes, {
+      failed: () => this.#failed.add(digest),
+      closed: () => {
+        const others = (this.#open.get(digest) ?? 1) - 1;
+        if (others === 0) this.#open.delete(digest);
+        else this.#open.set(digest, others);
+      },
     });
   }
 
@@ -95,18 +113,21 @@ export class FileBlobStore implements BlobStore {
   async stage(digest: Digest): Promise<{ staged: StagedBlob; sizeBytes: number }> {
     const path = this.#stagingPath(digest);
     // What was fetched in parallel may have holes near its end: only what lies before them counts.
-    const parallel = `${path}s`;
+    const parallel = path + PARALLEL;
     const parallelBytes = await sizeOf(parallel);
-    if (parallelBytes !== undefined) await rename(parallel, path);
-    const fd = await openFile(path, "a+").then(async (created) => {
-      // "a+" creates without cutting; "r+" then writes at offsets, which O_APPEND would not.
-      await closeFile(created);
-      return openFile(path, "r+");
-    });
-    let sizeBytes = (await statFile(fd)).size;
-    if (parallelBytes !== undefined) sizeBytes = Math.max(0, parallelBytes - PARALLEL_WINDOW_BYTES);
-    await truncateFile(fd, sizeBytes);
-    return { staged: new StagedFile(digest, fd, path, this.#path(digest)), sizeBytes };
+    if (parallelBytes !== undefined) {
+      // In this order: killed in between, it is cut once more, never taken for whole.
+      await truncate(parallel, Math.max(0, parallelBytes - PARALLEL_WINDOW_BYTES));
+      await rename(parallel, path);
+    }
+    const fd = await openFile(path, constants.O_RDWR | constants.O_CREAT);
+    try {
+      const { size: sizeBytes } = await statFile(fd);
+      return { staged: new StagedFile(digest, fd, path, this.#path(digest)), sizeBytes };
+    } catch (error) {
+      await closeFile(fd);
+      throw error;
+    }
   }
 
   async leftovers(): Promise<Leftover[]> {
@@ -122,7 +143,7 @@ export class FileBlobStore implements BlobStore {
 
   async removeLeftover(digest: Digest): Promise<void> {
     const path = this.#stagingPath(digest);
-    await Promise.all([rm(path, { force: true }), rm(`${path}s`, { force: true })]);
+    await Promise.all([rm(path, { force: true }), rm(path + PARALLEL, { force: true })]);
   }
 
   async remove(digest: Digest): Promise<void> {
@@ -138,9 +159,10 @@ export class FileBlobStore implements BlobStore {
 
   async *list(): AsyncIterable<{ digest: Digest; modifiedAtMs: number }> {
     for (const algorithm of ["sha256", "sha512"]) {
-      for (const shard of await readdir(join(this.#root, "blobs", algorithm))) {
-        for await (const entry of await opendir(join(this.#root, "blobs", algorithm, shard))) {
-          const digest = `${algorithm}:${entry.name}`;
+      for (const shard of await readdir(join(this.#root, "blobs", algorithm), { withFileTypes: true })) {
+        if (!shard.isDirectory()) continue;
+        for (const name of await readdir(join(shard.parentPath, shard.name))) {
+          const digest = `${algorithm}:${name}`;
           if (!isDigest(digest)) continue;
           const stats = await stat(this.#path(digest)).catch(() => undefined);
           if (stats) yield { digest, modifiedAtMs: stats.mtimeMs };
@@ -177,14 +199,14 @@ async function sizeOf(path: string): Promise<number | undefined> {
 class FileReader implements BlobReader {
   readonly sizeBytes: number;
   readonly #fd: number;
-  readonly #onClose: () => void;
+  readonly #on: { failed: () => void; closed: () => void };
   #reading = 0;
   #closed = false;
 
-  constructor(fd: number, sizeBytes: number, onClose: () => void) {
+  constructor(fd: number, sizeBytes: number, on: { failed: () => void; closed: () => void }) {
     this.#fd = fd;
     this.sizeBytes = sizeBytes;
-    this.#onClose = onClose;
+    this.#on = on;
   }
 
   async read(target: Buffer, position: number): Promise<number> {
@@ -196,6 +218,9 @@ class FileReader implements BlobReader {
       const bytes = await readAt(this.#fd, wanted === target.length ? target : target.subarray(0, wanted), position);
       if (bytes === 0) throw new BlobFault("corrupt", `the file ends at ${position}, expected ${this.sizeBytes} bytes`);
       return bytes;
+    } catch (error) {
+      this.#on.failed();
+      throw error;
     } finally {
       this.#reading--;
       this.#closeWhenIdle();
@@ -205,21 +230,23 @@ class FileReader implements BlobReader {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#onClose();
+    this.#on.closed();
     this.#closeWhenIdle();
   }
 
   // A descriptor closed under a read could be another file's by the time the read runs.
   #closeWhenIdle(): void {
-    if (this.#closed && this.#reading === 0) closeFd(this.#fd);
+    if (!this.#closed || this.#reading > 0) return;
+    // Without a callback a failure would end the process; nothing was written here, so none matters.
+    closeFd(this.#fd, () => undefined);
   }
 }
 
 class StagedFile implements StagedBlob {
   readonly digest: Digest;
   readonly #fd: number;
-  readonly #path: string;
   readonly #finalPath: string;
+  #path: string;
   #pending = 0;
   #closing: (() => void) | undefined;
 
@@ -253,27 +280,29 @@ class StagedFile implements StagedBlob {
 
   async keep(sizeBytes: number): Promise<void> {
     await this.#use(() => truncateFile(this.#fd, sizeBytes));
-    await rename(`${this.#path}s`, this.#path).catch((error: unknown) => {
-      if (codeOf(error) !== "ENOENT") throw error;
-    });
+    if (this.#path.endsWith(PARALLEL)) await this.#move(this.#path.slice(0, -PARALLEL.length));
   }
 
   async becomeParallel(): Promise<void> {
-    await rename(this.#path, `${this.#path}s`);
+    await this.#move(this.#path + PARALLEL);
+  }
+
+  async #move(path: string): Promise<void> {
+    await rename(this.#path, path);
+    this.#path = path;
   }
 
   async commit(): Promise<void> {
     await this.#use(() => syncFile(this.#fd));
     const folder = dirname(this.#finalPath);
     if ((await mkdir(folder, { recursive: true })) !== undefined) await syncFolder(dirname(folder));
-    const from = (await sizeOf(this.#path)) === undefined ? `${this.#path}s` : this.#path;
-    await rename(from, this.#finalPath);
+    await rename(this.#path, this.#finalPath);
     // The folder too: a rename alone may not survive power loss.
     await syncFolder(folder);
   }
 
   async discard(): Promise<void> {
-    await Promise.all([rm(this.#path, { force: true }), rm(`${this.#path}s`, { force: true })]);
+    await rm(this.#path, { force: true });
   }
 
   async close(): Promise<void> {

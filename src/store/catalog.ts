@@ -50,6 +50,13 @@ export interface EvictionCandidate {
   upstream: string;
 }
 
+/** Content that the catalog has forgotten. */
+export interface Removed {
+  sizeBytes: number;
+  /** null: it was pushed */
+  upstream: string | null;
+}
+
 export interface Listing {
   body: string;
   fetchedAtMs: number;
@@ -66,6 +73,8 @@ const LINKED = `
           WHERE r.name = :repository AND c.digest = :digest) AS linked`;
 const FIND_BLOB = `SELECT size, upstream, ${LINKED} FROM blobs WHERE digest = :digest`;
 const FIND_MANIFEST = `SELECT media_type, size, upstream, ${LINKED} FROM manifests WHERE digest = :digest`;
+const REMOVE_BLOB = `DELETE FROM blobs WHERE digest = :digest RETURNING size AS "sizeBytes", upstream`;
+const REMOVE_MANIFEST = `DELETE FROM manifests WHERE digest = :digest RETURNING size AS "sizeBytes", upstream`;
 const TOUCH_BLOB = "UPDATE blobs SET used_at = :now WHERE digest = :digest";
 const TOUCH_MANIFEST = "UPDATE manifests SET used_at = :now WHERE digest = :digest";
 
@@ -224,29 +233,38 @@ export class Catalog {
     this.#tags.forget(`${repository}:${tag}`);
   }
 
-  /** Forgets cached blobs and who may reach them. The caller removes the files afterwards. */
-  async removeBlobs(digests: readonly Digest[]): Promise<void> {
-    await this.#db.transaction("lazy", async (tx) => {
+  /**
+   * Forgets cached blobs and who may reach them. The caller removes the files afterwards.
+   * @returns those that were there
+   */
+  async removeBlobs(digests: readonly Digest[]): Promise<Removed[]> {
+    const removed = await this.#db.transaction("lazy", async (tx) => {
+      const rows = [];
       for (const digest of digests) {
-        await tx.run("DELETE FROM blobs WHERE digest = :digest", { digest });
+        rows.push(await tx.get<Removed>(REMOVE_BLOB, { digest }));
         await tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest });
       }
+      return rows;
     });
     this.#blobs.forgetAll();
+    return removed.filter((row) => row !== undefined);
   }
 
-  /** Forgets cached manifests, the tags that point to them and their edges. */
-  async removeManifests(digests: readonly Digest[]): Promise<void> {
-    await this.#db.transaction("lazy", async (tx) => {
+  /** Forgets cached manifests, the tags that point to them and their edges. @returns those that were there */
+  async removeManifests(digests: readonly Digest[]): Promise<Removed[]> {
+    const removed = await this.#db.transaction("lazy", async (tx) => {
+      const rows = [];
       for (const digest of digests) {
         await tx.run("DELETE FROM tags WHERE digest = :digest", { digest });
         await tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest });
         await tx.run("DELETE FROM manifest_children WHERE parent = :digest", { digest });
-        await tx.run("DELETE FROM manifests WHERE digest = :digest", { digest });
+        rows.push(await tx.get<Removed>(REMOVE_MANIFEST, { digest }));
       }
+      return rows;
     });
     this.#manifests.forgetAll();
     this.#tags.forgetAll();
+    return removed.filter((row) => row !== undefined);
   }
 
   /** Notes that contents were used now. One statement each; callers batch. */

@@ -2,7 +2,7 @@ import type { Digest } from "../oci/digest.ts";
 import type { BlobReader } from "../store/blobs.ts";
 import { Flight, type FlightDeps, type FlightPlan } from "./flight.ts";
 
-export type { FlightDeps, FlightPlan, RangePolicy, Reservation, Space } from "./flight.ts";
+export type { FlightDeps, FlightPlan, Reservation, Space } from "./flight.ts";
 
 export interface FlightProgress {
   digest: Digest;

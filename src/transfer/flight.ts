@@ -1,11 +1,12 @@
 import type { Hash } from "node:crypto";
 import type { Bytes, Clock, Milliseconds } from "../base/clock.ts";
 import { proves, startHash, type Digest } from "../oci/digest.ts";
-import type { ByteRange } from "../oci/range.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { RemoteBody } from "../remote/remote.ts";
-import { PARALLEL_WINDOW_BYTES, type BlobReader, type BlobStore, type StagedBlob } from "../store/blobs.ts";
+import type { BlobReader, BlobStore, StagedBlob } from "../store/blobs.ts";
+import { FlightReader, type FlightView } from "./flight-reader.ts";
 import { HOLD_BACK_BYTES, PassThrough } from "./pass-through.ts";
+import { Segments, type Segment } from "./segments.ts";
 import { DigestMismatch, NotAtSource, SourceRota, type BlobSource } from "./source.ts";
 
 /** When and how one blob is read over several connections. */
@@ -22,13 +23,19 @@ export interface RangePolicy {
 
 /** Room on the disk, held for one flight. */
 export interface Reservation {
+  /** So many more bytes of it are on the disk now. */
+  written(bytes: Bytes): void;
   release(): void;
 }
 
 /** Who makes room. */
 export interface Space {
-  /** @returns undefined where the bytes cannot fit, whatever is evicted */
-  reserve(bytes: Bytes): Promise<Reservation | undefined>;
+  /**
+   * @param bytes what the content takes in all
+   * @param presentBytes how many of them are on the disk already
+   * @returns undefined where the bytes cannot fit, whatever is evicted
+   */
+  reserve(bytes: Bytes, presentBytes: Bytes): Promise<Reservation | undefined>;
 }
 
 export interface FlightPlan {
@@ -55,19 +62,13 @@ export interface FlightDeps {
   onMismatch(source: string, digest: Digest): void;
 }
 
-/** A stretch of the blob that one connection fetches: [at, end) is still to come. */
-interface Segment {
-  at: number;
-  end: number;
-}
-
 const BATCH_BYTES = 1024 * 1024;
 const HASH_PIECE_BYTES = 512 * 1024;
 const MEASURE_MS: Milliseconds = 100;
 /** A fill that nobody waits for any more goes on when no more than this is missing. */
 const LITTLE_BYTES = 32 * 1024 * 1024;
-/** A reader that starts no more than this beyond the watermark waits for it. */
-const FAR_BYTES = 8 * 1024 * 1024;
+/** What is reserved at a time for a blob of unknown size. */
+const ROOM_STEP_BYTES = 4 * 1024 * 1024;
 /** How often bytes of several origins that proved wrong together are fetched anew. */
 const MAX_RESTARTS = 2;
 
@@ -78,7 +79,7 @@ class Paused extends Error {}
 /**
  * One download of one blob, read by any number of readers.
  *
- * The fill reads the source once and writes a staging file; `#contiguous` is the watermark: [0, #contiguous) is in the file.
+ * The fill reads the source once and writes a staging file; `Segments` keeps the watermark: all that lies before it is in the file.
  * Every reader reads the file behind the watermark at its own pace, so a slow one throttles nobody and a late one starts at byte 0.
  *
  * opening → filling → proven → committed
@@ -86,8 +87,8 @@ class Paused extends Error {}
  *              ├→ paused    nobody waits and much is missing: the partial file is kept
  *              └→ spilled   no room: the file ends at #spilledAt, beyond it each reader has a download of its own
  *
- * Invariants: the last HOLD_BACK_BYTES are given out only when the digest is proven; segments never overlap and lie within
- * PARALLEL_WINDOW_BYTES of the watermark; what a crash leaves is re-hashed before it counts.
+ * Invariants: the last HOLD_BACK_BYTES are given out only when the digest is proven; a connection's writes are done before another
+ * one fetches what it left; what a crash leaves is re-hashed before it counts.
  */
 export class Flight {
   readonly digest: Digest;
@@ -99,8 +100,8 @@ export class Flight {
   readonly #abort = new AbortController();
 
   #staged: StagedBlob | undefined;
-  #reservation: Reservation | undefined;
-  #size: number | undefined;
+  #reservations: Reservation[] = [];
+  #reserved = 0;
   #state: "opening" | "filling" | "proven" | "failed" | "paused" | "spilled" = "opening";
   #error: unknown;
   /** Grows when the fill starts anew from byte 0: who has been given bytes of an older one cannot go on. */
@@ -111,11 +112,7 @@ export class Flight {
   #restarts = 0;
   #finished = false;
 
-  #active: Segment[] = [];
-  #todo: Segment[] = [];
-  /** First byte that no segment covers. */
-  #frontier = 0;
-  #contiguous = 0;
+  #segments = new Segments(0);
   #helpers: Promise<void>[] = [];
   #addHelpers: (count: number) => void = () => undefined;
   #signal: AbortSignal;
@@ -127,6 +124,8 @@ export class Flight {
   #hash: Hash;
   #hashed = 0;
   #pump: Promise<void> | undefined;
+  #pumped: Buffer | undefined;
+  /** Where the staging file ends for good; the hash covers all that lies before. */
   #spilledAt: number | undefined;
   /** The newest bytes before the watermark, so that readers close behind it need no file. */
   #tail: { at: number; buffers: readonly Buffer[] } = { at: 0, buffers: [] };
@@ -138,19 +137,22 @@ export class Flight {
     this.digest = plan.digest;
     this.#plan = plan;
     this.#deps = deps;
-    this.#rota = new SourceRota(plan.sources);
+    this.#rota = new SourceRota(plan.sources, plan.spares);
     this.#hash = startHash(plan.digest);
     this.#signal = this.#abort.signal;
     this.ended = this.#run(after);
   }
 
   get progress(): { digest: Digest; sizeBytes: number | undefined; receivedBytes: number; readers: number } {
-    return { digest: this.digest, sizeBytes: this.#size, receivedBytes: this.#contiguous, readers: this.#interest };
+    const { sizeBytes, contiguous } = this.#segments;
+    return { digest: this.digest, sizeBytes, receivedBytes: contiguous, readers: this.#interest };
   }
 
   /** Whether a newcomer can be served by this flight. */
   get joinable(): boolean {
-    return this.#state === "opening" || this.#state === "filling" || this.#state === "proven";
+    if (this.#state === "proven") return true;
+    // One that has just been given up is still putting its file in order: a newcomer waits for that, and starts the next.
+    return !this.#abort.signal.aborted && (this.#state === "opening" || this.#state === "filling");
   }
 
   /** Keeps the fill going until released, as a reader does. */
@@ -203,7 +205,7 @@ export class Flight {
     } catch (error) {
       await this.#end(error);
     } finally {
-      this.#reservation?.release();
+      this.#releaseRoom();
       this.#finished = true;
       this.#plan.ended();
       this.#changed();
@@ -216,54 +218,53 @@ export class Flight {
     try {
       const { staged, sizeBytes } = await this.#deps.store.stage(this.digest);
       this.#staged = staged;
-      this.#restartAt(sizeBytes);
-      if (sizeBytes > 0 && sizeBytes === this.#plan.claimedSizeBytes) this.#size = sizeBytes;
+      // One byte less: also for a file that is whole the source is asked, since it says who may have the blob.
+      this.#startAt(Math.max(0, sizeBytes - 1));
     } catch (error) {
       this.#deps.onFault("stage", error);
       throw new NoRoom("the staging file can't be made", { cause: error });
     }
     for (;;) {
+      let failure: unknown;
       try {
         await this.#fetchAll();
+        await this.#pumpHash();
+        if (proves(this.#hash, this.digest)) return;
+        const [only] = this.#filledBy;
+        failure = new DigestMismatch(`${only?.name ?? "upstream"} sent bytes that are not ${this.digest}`);
       } catch (error) {
         // What an earlier run left may belong to nothing that upstream has now.
         if (!this.#resumed || !(error instanceof RemoteError) || error.fault !== "protocol") throw error;
-        await this.#startOver();
-        continue;
+        failure = error;
       }
-      await this.#pumpHash();
-      if (proves(this.#hash, this.digest)) return;
-      await this.#startOver();
+      await this.#startOver(failure);
     }
   }
 
-  /** After a wrong digest: once more from the start where the bytes came from several places, else from the next source. */
-  async #startOver(): Promise<void> {
-    const [only] = this.#filledBy;
-    const mixed = this.#filledBy.size !== 1 || this.#resumed;
-    const blamed = only ?? this.#plan.sources[0];
-    const error = new DigestMismatch(`${blamed?.name} sent bytes that are not ${this.digest}`);
-    this.#deps.onMismatch(blamed?.name ?? "", this.digest);
-    if (!mixed) this.#rota.skip(error);
-    else if (++this.#restarts > MAX_RESTARTS) throw error;
-    else this.#rota = new SourceRota(this.#plan.sources);
-    await this.#pump?.catch(() => undefined);
+  /** From byte 0 once more: from the next source where one alone sent wrong bytes, from the first where it can't be told whose they were. */
+  async #startOver(failure: unknown): Promise<void> {
+    const resumed = this.#resumed;
+    const [blamed, ...others] = this.#filledBy;
+    // Readers see all of this change at once: none may take bytes of the old fill for bytes of the new one.
     this.#generation++;
-    this.#size = undefined;
+    this.#state = "opening";
     this.#hash = startHash(this.digest);
     this.#hashed = 0;
-    await this.#staged?.keep(0);
-    this.#restartAt(0);
+    this.#startAt(0);
+    this.#releaseRoom();
     this.#changed();
+    if (resumed) this.#deps.onFault("resume", failure);
+    else this.#deps.onMismatch(blamed?.name ?? "", this.digest);
+    if (!resumed && others.length === 0) this.#rota.skip(failure);
+    else if (++this.#restarts > MAX_RESTARTS) throw failure;
+    else this.#rota = new SourceRota(this.#plan.sources, this.#plan.spares);
+    await this.#staged?.keep(0);
   }
 
-  #restartAt(offset: number): void {
+  #startAt(offset: number): void {
     this.#resumed = offset > 0;
     this.#filledBy.clear();
-    this.#active = [];
-    this.#todo = [];
-    this.#frontier = offset;
-    this.#contiguous = offset;
+    this.#segments = new Segments(offset);
     this.#tail = { at: 0, buffers: [] };
     this.#slow = undefined;
     this.#measured = 0;
@@ -271,7 +272,7 @@ export class Flight {
     const { connections, minSize } = this.#plan.ranges;
     // A claimed size is a manifest's word; a wrong one costs a request, not a byte.
     this.#ranged = connections > 1 && (this.#plan.claimedSizeBytes ?? 0) - offset >= minSize;
-    if (offset > 0) void this.#pumpHash();
+    void this.#pumpHash().catch(() => undefined);
   }
 
   /** Fetches all that is missing: over one connection, and over more once that one has proven slow. */
@@ -311,7 +312,7 @@ export class Flight {
       } catch (error) {
         this.#signal.throwIfAborted();
         if (error instanceof NoRoom) throw error;
-        this.#giveBack(segment);
+        this.#segments.giveBack(segment);
         await this.#deps.clock.sleep(this.#rota.failed(source, error), this.#signal);
       }
     }
@@ -320,35 +321,17 @@ export class Flight {
   async #take(): Promise<Segment | undefined> {
     for (;;) {
       this.#signal.throwIfAborted();
-      const back = this.#todo.shift();
-      if (back) {
-        this.#active.push(back);
-        return back;
-      }
-      const end = this.#size ?? Infinity;
-      if (this.#frontier >= end) return undefined;
-      // A fast connection takes all the rest; slow ones take turns, none too far ahead.
+      // A fast connection takes all the rest; slow ones take turns.
       const turns = this.#ranged && this.#slow !== false;
-      const { segment: step } = this.#plan.ranges;
-      if (!turns || this.#frontier + step - this.#contiguous <= PARALLEL_WINDOW_BYTES) {
-        const segment = { at: this.#frontier, end: turns ? Math.min(end, this.#frontier + step) : end };
-        this.#frontier = segment.end;
-        this.#active.push(segment);
-        return segment;
-      }
+      const segment = this.#segments.take(turns ? this.#plan.ranges.segment : undefined);
+      if (segment !== "later") return segment;
       await this.#wake.promise;
     }
   }
 
-  #giveBack(segment: Segment): void {
-    this.#active = this.#active.filter((other) => other !== segment);
-    if (segment.end === this.#frontier) this.#frontier = segment.at;
-    else if (segment.at < segment.end) this.#todo = [...this.#todo, segment].sort((a, b) => a.at - b.at);
-  }
-
   async #fetch(segment: Segment, source: BlobSource): Promise<void> {
-    const lastByte =
-      this.#ranged && segment.end !== this.#size && segment.end !== Infinity ? segment.end - 1 : undefined;
+    const toTheEnd = segment.end === Infinity || segment.end === this.#segments.sizeBytes;
+    const lastByte = this.#ranged && !toTheEnd ? segment.end - 1 : undefined;
     const remote = await source.open(segment.at, lastByte, this.#signal);
     if (!remote) throw new NotAtSource(`${source.name} does not have ${this.digest}`);
     try {
@@ -357,49 +340,56 @@ export class Flight {
     } finally {
       remote.body.destroy();
     }
-    this.#active = this.#active.filter((other) => other !== segment);
-    this.#advance();
+    this.#segments.finish(segment);
+    this.#advanced();
   }
 
   /** The head of an answer is here: learn the size, find room, and see whether the source knows ranges. */
   async #opened(remote: RemoteBody, segment: Segment, source: BlobSource): Promise<void> {
-    if (this.#firstByteAtMs === undefined) {
-      this.#firstByteAtMs = performance.now();
-      this.#rota.admit(this.#plan.spares);
-    }
+    this.#firstByteAtMs ??= performance.now();
+    this.#rota.admitSpares();
+    const { sizeBytes, contiguous } = this.#segments;
     if (remote.firstByte > segment.at) {
       throw new RemoteError("protocol", source.name, `answered from byte ${remote.firstByte}, asked for ${segment.at}`);
     }
-    if (this.#size !== undefined && remote.sizeBytes !== undefined && remote.sizeBytes !== this.#size) {
-      throw new RemoteError("protocol", source.name, `says ${remote.sizeBytes} bytes, it was ${this.#size} before`);
+    if (remote.sizeBytes !== undefined && sizeBytes !== undefined && remote.sizeBytes !== sizeBytes) {
+      throw new RemoteError("protocol", source.name, `says ${remote.sizeBytes} bytes, it was ${sizeBytes} before`);
     }
-    if (!remote.partial && segment.end === this.#frontier) {
-      // It sends all, asked for a part or not. Nothing lies beyond the frontier yet, so this connection takes all.
+    if (remote.sizeBytes !== undefined && remote.sizeBytes < contiguous) {
+      throw new RemoteError("protocol", source.name, `says ${remote.sizeBytes} bytes, ${contiguous} are here already`);
+    }
+    if (remote.sizeBytes !== undefined && sizeBytes === undefined) {
+      this.#segments.learnSize(remote.sizeBytes);
+      await this.#reserve(remote.sizeBytes);
+    }
+    // It sends all, asked for a part or not: then this connection may as well take all.
+    if (!remote.partial && this.#segments.extend(segment)) this.#ranged = false;
+    if (this.#ranged && this.#segments.sizeBytes === undefined) {
       this.#ranged = false;
-      segment.end = this.#size ?? Infinity;
-      this.#frontier = segment.end;
+      throw new RemoteError("interrupted", source.name, "answers ranges without saying of how much: asked for all");
     }
-    if (remote.sizeBytes !== undefined && this.#size === undefined) await this.#learnSize(remote.sizeBytes, source);
     if (this.#state === "opening") {
       this.#state = "filling";
       this.#changed();
     }
   }
 
-  async #learnSize(sizeBytes: number, source: BlobSource): Promise<void> {
-    if (sizeBytes < this.#contiguous) {
-      throw new RemoteError("protocol", source.name, `says ${sizeBytes} bytes, ${this.#contiguous} are here already`);
-    }
-    this.#size = sizeBytes;
-    this.#frontier = Math.min(this.#frontier, sizeBytes);
-    for (const segment of this.#active) segment.end = Math.min(segment.end, sizeBytes);
-    const room = await this.#deps.space.reserve(sizeBytes - this.#contiguous).catch((error: unknown) => {
+  /** Holds room for the first `bytes` of the blob. @throws NoRoom */
+  async #reserve(bytes: number): Promise<void> {
+    const presentBytes = this.#reserved === 0 ? this.#segments.contiguous : 0;
+    const room = await this.#deps.space.reserve(bytes - this.#reserved, presentBytes).catch((error: unknown) => {
       this.#deps.onFault("reserve", error);
       return undefined;
     });
     if (!room) throw new NoRoom("there is no room for it");
-    this.#reservation?.release();
-    this.#reservation = room;
+    this.#reservations.push(room);
+    this.#reserved = bytes;
+  }
+
+  #releaseRoom(): void {
+    for (const room of this.#reservations) room.release();
+    this.#reservations = [];
+    this.#reserved = 0;
   }
 
   async #receive(remote: RemoteBody, segment: Segment, source: BlobSource): Promise<void> {
@@ -409,87 +399,82 @@ export class Flight {
     let failure: unknown;
     let writing: Promise<void> | undefined;
     // One write at a time: what arrives meanwhile makes up the next.
-    const flush = (): Promise<void> => {
-      const buffers = batch;
-      batch = [];
-      batched = 0;
-      return this.#store(buffers, segment, source).then(
-        () => {
-          writing = batch.length > 0 ? flush() : undefined;
-        },
-        (error: unknown) => {
-          failure = error;
-          writing = undefined;
-        },
-      );
+    const write = async (): Promise<void> => {
+      try {
+        while (batch.length > 0) {
+          const buffers = batch;
+          batch = [];
+          batched = 0;
+          await this.#store(buffers, segment, source);
+        }
+      } catch (error) {
+        failure = error;
+      } finally {
+        writing = undefined;
+      }
     };
     let received = segment.at;
-    for await (const chunk of remote.body) {
-      if (failure !== undefined) throw failure;
-      let fresh = skip > 0 ? chunk.subarray(Math.min(skip, chunk.length)) : chunk;
-      skip -= chunk.length - fresh.length;
-      if (received + fresh.length > segment.end) {
-        if (segment.end === this.#size) {
-          throw new RemoteError("protocol", source.name, `sent more than the ${this.#size} bytes it said`);
+    try {
+      for await (const chunk of remote.body) {
+        if (failure !== undefined) throw failure;
+        let fresh = skip > 0 ? chunk.subarray(Math.min(skip, chunk.length)) : chunk;
+        skip -= chunk.length - fresh.length;
+        if (received + fresh.length > segment.end) {
+          if (segment.end === this.#segments.sizeBytes) {
+            throw new RemoteError("protocol", source.name, `sent more than the ${segment.end} bytes it said`);
+          }
+          fresh = fresh.subarray(0, segment.end - received);
         }
-        fresh = fresh.subarray(0, segment.end - received);
+        // Only a source that ignores ranges sends on after the segment: an answer that fits is read to its end, so that its connection is used again.
+        if (fresh.length === 0) {
+          if (received === segment.end) break;
+          continue;
+        }
+        received += fresh.length;
+        batch.push(fresh);
+        batched += fresh.length;
+        writing ??= write();
+        if (batched >= BATCH_BYTES) await writing;
       }
-      // Only a source that ignores ranges sends on after the segment: an answer that fits is read to its end, so that its connection is used again.
-      if (fresh.length === 0) {
-        if (received === segment.end) break;
-        continue;
-      }
-      received += fresh.length;
-      batch.push(fresh);
-      batched += fresh.length;
-      writing ??= flush();
-      if (batched >= BATCH_BYTES) await writing;
+    } finally {
+      // Also after a break: what has arrived counts, and no write may be under way when another connection goes on from here.
+      await writing;
     }
-    while (writing) await writing;
     if (failure !== undefined) throw failure;
-    if (segment.end === Infinity) {
-      // No length was ever said: the digest alone tells whether this is all.
-      this.#size = received;
-      segment.end = received;
-      this.#frontier = received;
-    }
+    // No length was ever said: the digest alone tells whether this is all.
+    if (segment.end === Infinity) this.#segments.learnSize(received);
     if (received < segment.end) {
       throw new RemoteError("interrupted", source.name, `ended at byte ${received} of ${segment.end}`);
     }
   }
 
   async #store(buffers: Buffer[], segment: Segment, source: BlobSource): Promise<void> {
-    const at = segment.at;
+    const { at } = segment;
+    const bytes = buffers.reduce((sum, buffer) => sum + buffer.length, 0);
+    if (at + bytes > this.#reserved) await this.#reserve(at + bytes + ROOM_STEP_BYTES);
     try {
       await this.#staged?.write(buffers, at);
     } catch (error) {
       this.#deps.onFault("write", error);
       throw new NoRoom("the staging file can't be written", { cause: error });
     }
+    this.#reservations.at(-1)?.written(bytes);
     this.#rota.progressed();
     this.#filledBy.add(source);
-    for (const buffer of buffers) {
-      // In order: hash it while it is in the processor's cache. Out of order: the pump reads it back.
-      if (segment.at === this.#hashed && !this.#pump) {
-        this.#hash.update(buffer);
-        this.#hashed += buffer.length;
-      }
-      segment.at += buffer.length;
-      this.#measured += buffer.length;
+    this.#measured += bytes;
+    if (at === this.#segments.contiguous) this.#tail = { at, buffers };
+    // In order: hash it while it is in the processor's cache. Out of order: the pump reads it back.
+    if (at === this.#hashed && !this.#pump) {
+      for (const buffer of buffers) this.#hash.update(buffer);
+      this.#hashed += bytes;
     }
-    if (at === this.#contiguous) this.#tail = { at, buffers };
-    this.#advance();
+    this.#segments.advance(segment, bytes);
+    this.#advanced();
     await this.#measure();
   }
 
-  /** Raises the watermark to the first byte that is missing. */
-  #advance(): void {
-    let first = this.#frontier;
-    for (const segment of this.#active) first = Math.min(first, segment.at);
-    for (const segment of this.#todo) first = Math.min(first, segment.at);
-    if (first <= this.#contiguous) return;
-    this.#contiguous = first;
-    if (this.#hashed < this.#contiguous) void this.#pumpHash();
+  #advanced(): void {
+    if (this.#hashed < this.#segments.contiguous) void this.#pumpHash().catch(() => undefined);
     this.#changed();
   }
 
@@ -500,30 +485,39 @@ export class Flight {
     if (elapsedMs < MEASURE_MS) return;
     this.#slow = (this.#measured / elapsedMs) * 1000 < this.#plan.ranges.slowerThan;
     if (!this.#slow) return;
-    await this.#staged?.becomeParallel();
+    try {
+      await this.#staged?.becomeParallel();
+    } catch (error) {
+      this.#deps.onFault("parallel", error);
+      this.#slow = false;
+      return;
+    }
     this.#addHelpers(this.#plan.ranges.connections - 1);
   }
 
-  /** Hashes what lies between the hash and the watermark, from the file. */
-  #pumpHash(): Promise<void> {
-    this.#pump ??= (async () => {
-      const piece = Buffer.allocUnsafe(HASH_PIECE_BYTES);
-      while (this.#staged && this.#hashed < this.#contiguous) {
-        const wanted = Math.min(piece.length, this.#contiguous - this.#hashed);
-        const bytes = await this.#staged.read(piece.subarray(0, wanted), this.#hashed);
+  /** Hashes all that lies before the watermark, from the file. @throws NoRoom where it can't be read back */
+  async #pumpHash(): Promise<void> {
+    while (this.#hashed < this.#segments.contiguous) await (this.#pump ??= this.#hashFromFile());
+  }
+
+  async #hashFromFile(): Promise<void> {
+    const generation = this.#generation;
+    const piece = (this.#pumped ??= Buffer.allocUnsafe(HASH_PIECE_BYTES));
+    try {
+      while (this.#hashed < this.#segments.contiguous) {
+        const wanted = Math.min(piece.length, this.#segments.contiguous - this.#hashed);
+        const bytes = (await this.#staged?.read(piece.subarray(0, wanted), this.#hashed)) ?? 0;
+        if (generation !== this.#generation) return;
         if (bytes === 0) throw new Error("the staging file is shorter than what was written");
         this.#hash.update(piece.subarray(0, bytes));
         this.#hashed += bytes;
       }
-    })()
-      .catch((error: unknown) => {
-        this.#deps.onFault("hash", error);
-        throw new NoRoom("the staging file can't be read", { cause: error });
-      })
-      .finally(() => (this.#pump = undefined));
-    // Who needs the result awaits it; here only the rejection must not go unheard.
-    this.#pump.catch(() => undefined);
-    return this.#pump;
+    } catch (error) {
+      this.#deps.onFault("hash", error);
+      throw new NoRoom("the staging file can't be read", { cause: error });
+    } finally {
+      this.#pump = undefined;
+    }
   }
 
   async #commit(): Promise<void> {
@@ -532,7 +526,7 @@ export class Flight {
     this.#changed();
     try {
       await this.#staged?.commit();
-      await this.#plan.committed(this.#size ?? 0);
+      await this.#plan.committed(this.#segments.contiguous);
     } catch (error) {
       this.#deps.onFault("commit", error);
       await this.#staged?.discard().catch(() => undefined);
@@ -542,40 +536,33 @@ export class Flight {
 
   async #end(error: unknown): Promise<void> {
     this.#error = error;
-    if (error instanceof NoRoom) {
-      await this.#spill();
-      return;
-    }
-    const paused = error instanceof Paused;
+    if (error instanceof NoRoom) return this.#spill();
     try {
-      await this.#pump?.catch(() => undefined);
-      if (error instanceof DigestMismatch || this.#contiguous === 0) await this.#staged?.discard();
-      else await this.#staged?.keep(this.#contiguous);
+      const { contiguous } = this.#segments;
+      if (contiguous === 0) await this.#staged?.discard();
+      else await this.#staged?.keep(contiguous);
     } catch (fault) {
       this.#deps.onFault("keep", fault);
     }
-    this.#state = paused ? "paused" : "failed";
+    this.#state = error instanceof Paused ? "paused" : "failed";
   }
 
   async #spill(): Promise<void> {
-    try {
-      await this.#pumpHash();
-      this.#spilledAt = this.#hashed;
-      // Readers have it open; its space is free when the last of them is done.
-      await this.#staged?.discard();
-    } catch (fault) {
-      this.#deps.onFault("spill", fault);
-      this.#hash = startHash(this.digest);
-      this.#spilledAt = 0;
-    }
-    this.#contiguous = this.#spilledAt;
+    let sound = true;
+    await this.#pumpHash().catch(() => (sound = false));
+    if (!sound) this.#hash = startHash(this.digest);
+    // Readers have it open; its space is free when the last of them is done.
+    await this.#staged?.discard().catch((fault: unknown) => this.#deps.onFault("discard", fault));
+    this.#spilledAt = sound ? this.#hashed : 0;
     this.#state = "spilled";
   }
 
   #pauseIfForgotten(): void {
     if (this.#interest > 0) return;
-    if (this.#state === "filling" || this.#state === "opening") {
-      const missing = (this.#size ?? this.#plan.claimedSizeBytes ?? Infinity) - this.#contiguous;
+    // Whoever was cut off for wrong bytes comes back, and must not meet the source that sent them first once more.
+    const startedOver = this.#generation > 0;
+    if ((this.#state === "filling" || this.#state === "opening") && !startedOver) {
+      const missing = (this.#segments.sizeBytes ?? this.#plan.claimedSizeBytes ?? Infinity) - this.#segments.contiguous;
       if (missing > LITTLE_BYTES) this.#abort.abort(new Paused("nobody waits for it"));
     }
     this.#closeIfUnused();
@@ -597,7 +584,7 @@ export class Flight {
   // ---- what a reader sees ----
 
   readonly #view: FlightView = {
-    size: () => this.#size,
+    size: () => this.#segments.sizeBytes,
     generation: () => this.#generation,
     readable: () => this.#readable(),
     finished: () => this.#state === "proven",
@@ -605,15 +592,17 @@ export class Flight {
       this.#state === "failed" || this.#state === "paused"
         ? (this.#error ?? new Error("the download ended"))
         : undefined,
-    spilled: () => (this.#state === "spilled" ? this.#spilledAt : undefined),
-    passThrough: (firstByte, lastByte) =>
+    spilled: () => this.#spilledAt,
+    passThrough: ({ firstByte, lastByte, sizeBytes }) =>
       new PassThrough({
         digest: this.digest,
         sources: this.#plan.sources,
         firstByte,
+        sizeBytes,
         ...(lastByte === undefined ? {} : { lastByte }),
         ...(firstByte === this.#spilledAt && lastByte === undefined ? { hash: this.#hash.copy() } : {}),
         clock: this.#deps.clock,
+        onMismatch: (source, digest) => this.#deps.onMismatch(source, digest),
       }),
     copyTail: (target, position) => this.#copyTail(target, position),
     readFile: (target, position) => {
@@ -624,8 +613,9 @@ export class Flight {
   };
 
   #readable(): number {
-    if (this.#state === "proven" || this.#state === "spilled") return this.#contiguous;
-    return Math.min(this.#contiguous, (this.#size ?? this.#contiguous) - HOLD_BACK_BYTES);
+    if (this.#spilledAt !== undefined) return this.#spilledAt;
+    const { contiguous, sizeBytes = contiguous } = this.#segments;
+    return this.#state === "proven" ? contiguous : Math.min(contiguous, sizeBytes - HOLD_BACK_BYTES);
   }
 
   #copyTail(target: Buffer, position: number): number {
@@ -639,89 +629,5 @@ export class Flight {
       at += buffer.length;
     }
     return copied;
-  }
-}
-
-/** The face a flight shows to its readers. */
-interface FlightView {
-  size(): number | undefined;
-  generation(): number;
-  /** Bytes [0, readable) may be given out. */
-  readable(): number;
-  finished(): boolean;
-  failure(): unknown;
-  spilled(): number | undefined;
-  passThrough(firstByte: number, lastByte?: number): PassThrough;
-  copyTail(target: Buffer, position: number): number;
-  readFile(target: Buffer, position: number): Promise<number>;
-  change(): Promise<void>;
-}
-
-class FlightReader implements BlobReader {
-  readonly #flight: FlightView;
-  readonly #release: () => void;
-  #generation: number;
-  #given = false;
-  #alone: PassThrough | undefined;
-  #closed = false;
-
-  constructor(flight: FlightView, release: () => void) {
-    this.#flight = flight;
-    this.#release = release;
-    this.#generation = flight.generation();
-  }
-
-  get sizeBytes(): number | undefined {
-    return this.#flight.size() ?? this.#alone?.sizeBytes;
-  }
-
-  /** Where nothing could be stored, learns the size from the reader's own download. */
-  async start(): Promise<void> {
-    if (this.#flight.spilled() === 0) {
-      this.#alone = this.#flight.passThrough(0);
-      await this.#alone.start();
-    }
-  }
-
-  narrow(range: ByteRange): void {
-    const size = this.#flight.size();
-    const ahead = range.firstByte - Math.max(0, this.#flight.readable());
-    const toTheEnd = size !== undefined && range.lastByte === size - 1;
-    // Waiting for all that lies before it would take longer than to ask for just that range, while the fill goes on.
-    if (ahead > FAR_BYTES && this.#flight.spilled() === undefined) {
-      this.#alone = this.#flight.passThrough(range.firstByte, toTheEnd ? undefined : range.lastByte);
-    }
-  }
-
-  async read(target: Buffer, position: number): Promise<number> {
-    for (;;) {
-      if (this.#closed) throw new Error("read after close");
-      if (this.#alone) return this.#alone.read(target, position);
-      const failure = this.#flight.failure();
-      if (failure !== undefined) throw failure;
-      if (this.#generation !== this.#flight.generation()) {
-        if (this.#given) throw new DigestMismatch("bytes that were already sent turned out to be wrong");
-        this.#generation = this.#flight.generation();
-      }
-      const wanted = Math.min(target.length, this.#flight.readable() - position);
-      if (wanted > 0) {
-        this.#given = true;
-        const into = wanted === target.length ? target : target.subarray(0, wanted);
-        return this.#flight.copyTail(into, position) || this.#flight.readFile(into, position);
-      }
-      if (this.#flight.finished()) return 0;
-      if (this.#flight.spilled() !== undefined) {
-        this.#alone = this.#flight.passThrough(position);
-        continue;
-      }
-      await this.#flight.change();
-    }
-  }
-
-  close(): void {
-    if (this.#closed) return;
-    this.#closed = true;
-    this.#alone?.close();
-    this.#release();
   }
 }

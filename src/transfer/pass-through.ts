@@ -16,9 +16,12 @@ export interface PassThroughOptions {
   firstByte: number;
   /** Last byte wanted, inclusive; undefined is the end of the blob. */
   lastByte?: number;
+  /** What the client was told the blob's size is: another one is a fault. */
+  sizeBytes: number | undefined;
   /** The hash over [0, firstByte): with it, what ends the blob is proven before it is given out. */
   hash?: Hash;
   clock: Clock;
+  onMismatch(source: string, digest: Digest): void;
 }
 
 /**
@@ -30,6 +33,8 @@ export class PassThrough implements BlobReader {
   readonly #rota: SourceRota;
   readonly #abort = new AbortController();
   #body: { remote: RemoteBody; chunks: AsyncIterator<Buffer>; source: BlobSource } | undefined;
+  /** A source that ignores ranges sends from 0: what the reader has already is dropped. */
+  #skipBytes = 0;
   #size: number | undefined;
   /** Next byte that the source sends, and next byte that the reader gets. */
   #received: number;
@@ -42,6 +47,7 @@ export class PassThrough implements BlobReader {
     this.#rota = new SourceRota(options.sources);
     this.#received = options.firstByte;
     this.#given = options.firstByte;
+    this.#size = options.sizeBytes;
   }
 
   get sizeBytes(): number | undefined {
@@ -62,18 +68,12 @@ export class PassThrough implements BlobReader {
         }
         this.#size ??= remote.sizeBytes;
         this.#body = { remote, chunks: remote.body[Symbol.asyncIterator](), source };
-        this.#skip(remote.firstByte);
+        this.#skipBytes = this.#received - remote.firstByte;
       } catch (error) {
         this.#abort.signal.throwIfAborted();
         await this.#options.clock.sleep(this.#rota.failed(source, error), this.#abort.signal);
       }
     }
-  }
-
-  // A source that ignores ranges sends from 0: what was there already is dropped.
-  #skipBytes = 0;
-  #skip(firstByte: number): void {
-    this.#skipBytes = this.#received - firstByte;
   }
 
   async read(target: Buffer, position: number): Promise<number> {
@@ -133,19 +133,26 @@ export class PassThrough implements BlobReader {
       return;
     }
     const { hash, digest } = this.#options;
-    if (hash && !proves(hash, digest))
+    if (hash && !proves(hash, digest)) {
+      this.#options.onMismatch(body.source.name, digest);
       throw new DigestMismatch(`${body.source.name} sent bytes that are not ${digest}`);
+    }
     this.#ended = true;
   }
 
   #take(chunk: Buffer, source: BlobSource): void {
-    const fresh = chunk.subarray(Math.min(this.#skipBytes, chunk.length));
+    let fresh = chunk.subarray(Math.min(this.#skipBytes, chunk.length));
     this.#skipBytes -= chunk.length - fresh.length;
+    const missing = (this.#endByte ?? Infinity) - this.#received;
+    if (fresh.length > missing) {
+      if (this.#options.lastByte === undefined) throw new DigestMismatch(`${source.name} sent more bytes than it said`);
+      // It ignores ranges, and goes on after the last byte that was asked for.
+      fresh = fresh.subarray(0, missing);
+      this.#ended = true;
+      this.#body?.remote.body.destroy();
+    }
     if (fresh.length === 0) return;
     this.#rota.progressed();
-    if (this.#endByte !== undefined && this.#received + fresh.length > this.#endByte) {
-      throw new DigestMismatch(`${source.name} sent more bytes than it said`);
-    }
     this.#options.hash?.update(fresh);
     this.#received += fresh.length;
     this.#queue.push(fresh);

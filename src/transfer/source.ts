@@ -34,18 +34,21 @@ const PAUSE_MS: Milliseconds = 100;
  * A source that broke in mid-body is asked again (by range) while it makes progress; one that cannot be asked, or lies, is left for good.
  */
 export class SourceRota {
-  readonly #sources: BlobSource[];
+  #sources: readonly BlobSource[];
+  #spares: readonly BlobSource[];
   #index = 0;
   #fruitless = 0;
   #failure: unknown;
 
-  constructor(sources: readonly BlobSource[]) {
-    this.#sources = [...sources];
+  /** @param spares further holders, asked after all others once {@link admitSpares} was called */
+  constructor(sources: readonly BlobSource[], spares: readonly BlobSource[] = []) {
+    this.#sources = sources;
+    this.#spares = spares;
   }
 
-  /** Adds sources to be asked after all others. */
-  admit(spares: readonly BlobSource[]): void {
-    this.#sources.push(...spares);
+  admitSpares(): void {
+    this.#sources = [...this.#sources, ...this.#spares];
+    this.#spares = [];
   }
 
   get current(): BlobSource {

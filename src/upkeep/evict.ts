@@ -2,7 +2,7 @@ import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { BlobStore } from "../store/blobs.ts";
-import type { Catalog } from "../store/catalog.ts";
+import type { Catalog, EvictionCandidate } from "../store/catalog.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Usage } from "../store/usage.ts";
 import type { MemoryCache } from "../store/memory.ts";
@@ -24,7 +24,7 @@ export interface EvictorDeps {
   log: Logger;
   metrics: Metrics;
   /** Digests whose download is under way: their partial files are in use. */
-  inFlight(): ReadonlySet<Digest>;
+  inFlight: () => ReadonlySet<Digest>;
 }
 
 const BATCH = 64;
@@ -32,7 +32,7 @@ const BATCH = 64;
 const FREE_TTL_MS: Milliseconds = 500;
 
 /**
- * Keeps the cache within its limits: `used + reserved ≤ cacheMaxSize` and `free − reserved ≥ minFree`.
+ * Keeps the cache within its limits: `used + reserved + partial files ≤ cacheMaxSize` and `free − what is reserved and not yet written ≥ minFree`.
  * What goes: partial files that nobody fetches, then cached content in the order of its last use. What stays: whatever was pushed,
  * and whatever is being read. One eviction runs at a time.
  */
@@ -40,6 +40,8 @@ export class Evictor implements Space {
   readonly #deps: EvictorDeps;
   readonly #used = new Map<string, Bytes>();
   #reserved = 0;
+  /** How many of the reserved bytes are not on the disk yet. */
+  #unwritten = 0;
   #turn: Promise<unknown> = Promise.resolve();
   #free: { bytes: Bytes; atMs: number } | undefined;
 
@@ -67,18 +69,29 @@ export class Evictor implements Space {
     this.added(upstream, -bytes);
   }
 
-  async reserve(bytes: Bytes): Promise<Reservation | undefined> {
+  async reserve(bytes: Bytes, presentBytes: Bytes): Promise<Reservation | undefined> {
+    let missing = bytes - presentBytes;
     const made = await this.#inTurn(async () => {
-      if (!(await this.#makeRoom(bytes))) return false;
+      if (!(await this.#makeRoom(bytes, missing))) return false;
       this.#reserved += bytes;
+      this.#unwritten += missing;
       return true;
     });
     if (!made) return undefined;
     let held = true;
     return {
+      written: (more) => {
+        const fewer = Math.min(more, missing);
+        missing -= fewer;
+        this.#unwritten -= fewer;
+        if (this.#free) this.#free.bytes -= more;
+      },
       release: () => {
-        if (held) this.#reserved -= bytes;
+        if (!held) return;
         held = false;
+        this.#reserved -= bytes;
+        this.#unwritten -= missing;
+        missing = 0;
       },
     };
   }
@@ -89,26 +102,28 @@ export class Evictor implements Space {
     return turn;
   }
 
-  async #makeRoom(bytes: Bytes): Promise<boolean> {
-    if (bytes > this.#deps.limits.cacheMaxSize) return false;
-    if ((await this.#missing(bytes)) <= 0) return true;
-    await this.#dropPartials();
-    await this.#deps.usage.flush();
-    for (;;) {
-      const missing = await this.#missing(bytes);
-      if (missing <= 0) return true;
-      if ((await this.#evict(missing)) === 0) return false;
-    }
-  }
-
-  /** How many bytes have to go before so many more fit. */
-  async #missing(bytes: Bytes): Promise<Bytes> {
-    const { cacheMaxSize, minFree } = this.#deps.limits;
+  /** @param bytes what the content takes in all; `unwritten` of them are not on the disk yet */
+  async #makeRoom(bytes: Bytes, unwritten: Bytes): Promise<boolean> {
+    const { limits, blobs, inFlight, usage, metrics } = this.#deps;
+    if (bytes > limits.cacheMaxSize) return false;
+    const partials = (await blobs.leftovers()).filter(({ digest }) => !inFlight().has(digest));
     let used = this.#reserved;
-    for (const each of this.#used.values()) used += each;
-    const overCap = used + bytes - cacheMaxSize;
-    const overDisk = bytes + this.#reserved + minFree - (await this.#freeBytes());
-    return Math.max(overCap, overDisk);
+    for (const each of [...this.#used.values(), ...partials.map(({ sizeBytes }) => sizeBytes)]) used += each;
+    let missing = Math.max(
+      used + bytes - limits.cacheMaxSize,
+      this.#unwritten + unwritten + limits.minFree - (await this.#freeBytes()),
+    );
+    // What nobody fetches any more is the cheapest to lose.
+    for (const { digest, sizeBytes } of partials.sort((a, b) => a.modifiedAtMs - b.modifiedAtMs)) {
+      if (missing <= 0) break;
+      await blobs.removeLeftover(digest);
+      metrics.cacheEvictions.inc({ reason: "partial" });
+      this.#freed(sizeBytes);
+      missing -= sizeBytes;
+    }
+    if (missing <= 0) return true;
+    await usage.flush();
+    return (await this.#evict(missing)) >= missing;
   }
 
   async #freeBytes(): Promise<Bytes> {
@@ -118,48 +133,56 @@ export class Evictor implements Space {
     return this.#free.bytes;
   }
 
-  /** What earlier runs left behind is the cheapest to lose. */
-  async #dropPartials(): Promise<void> {
-    const { blobs, inFlight, metrics } = this.#deps;
-    for (const { digest } of await blobs.leftovers()) {
-      if (inFlight().has(digest)) continue;
-      await blobs.removeLeftover(digest);
-      metrics.cacheEvictions.inc({ reason: "partial" });
-    }
-    this.#free = undefined;
+  // Counted, not measured anew: some file systems free space only later, and would have us evict everything meanwhile.
+  #freed(bytes: Bytes): void {
+    if (this.#free) this.#free.bytes += bytes;
   }
 
-  /** @returns how many bytes went; 0 if nothing may go */
+  /** @returns how many bytes went: less than what is missing if nothing else may go */
   async #evict(missing: Bytes): Promise<Bytes> {
-    const { catalog, blobs, memory, log, metrics } = this.#deps;
-    const blobDigests: Digest[] = [];
-    const manifestDigests: Digest[] = [];
+    const { catalog, blobs, inFlight } = this.#deps;
     let gone = 0;
-    let limit = BATCH;
-    // What is being read is skipped, so a batch may hold nothing that may go: then look further.
-    for (;;) {
+    for (let limit = BATCH; gone < missing;) {
       const candidates = await catalog.evictionCandidates(limit);
-      for (const { digest, kind, sizeBytes, upstream } of candidates) {
-        if (gone >= missing) break;
-        if (blobs.isOpen(digest)) continue;
-        (kind === "blob" ? blobDigests : manifestDigests).push(digest);
-        gone += sizeBytes;
-        this.removed(upstream, sizeBytes);
+      const chosen: EvictionCandidate[] = [];
+      let promised = 0;
+      for (const candidate of candidates) {
+        if (promised >= missing - gone) break;
+        if (blobs.isOpen(candidate.digest) || inFlight().has(candidate.digest)) continue;
+        chosen.push(candidate);
+        promised += candidate.sizeBytes;
       }
-      if (gone > 0 || candidates.length < limit) break;
-      limit *= 4;
+      if (chosen.length > 0) gone += await this.#remove(chosen);
+      else if (candidates.length < limit) break;
+      // What is in use is skipped, so a batch may hold nothing that may go: then look further.
+      else limit *= 4;
     }
+    return gone;
+  }
+
+  async #remove(chosen: readonly EvictionCandidate[]): Promise<Bytes> {
+    const { catalog, blobs, memory, inFlight, log, metrics } = this.#deps;
+    const digestsOf = (kind: EvictionCandidate["kind"]): Digest[] =>
+      chosen.filter((candidate) => candidate.kind === kind).map(({ digest }) => digest);
     // Rows first: a file without a row is collected at the next start, a row without a file would be a promise broken.
-    await catalog.removeBlobs(blobDigests);
-    await catalog.removeManifests(manifestDigests);
-    for (const digest of [...blobDigests, ...manifestDigests]) memory.delete(digest);
-    for (const digest of blobDigests) await blobs.remove(digest);
-    this.#free = undefined;
-    const count = blobDigests.length + manifestDigests.length;
-    if (count > 0) {
-      metrics.cacheEvictions.inc({ reason: "space" }, count);
-      log.info({ blobs: blobDigests.length, manifests: manifestDigests.length, bytes: gone }, "evicted from the cache");
+    const removed = [
+      ...(await catalog.removeBlobs(digestsOf("blob"))),
+      ...(await catalog.removeManifests(digestsOf("manifest"))),
+    ];
+    let gone = 0;
+    for (const { upstream, sizeBytes } of removed) {
+      gone += sizeBytes;
+      if (upstream !== null) this.removed(upstream, sizeBytes);
     }
+    for (const { digest } of chosen) memory.delete(digest);
+    for (const digest of digestsOf("blob")) {
+      // It may have come back since its row went.
+      if (inFlight().has(digest) || (await catalog.hasBlob(digest))) continue;
+      await blobs.remove(digest).catch((error: unknown) => log.warn({ digest, err: error }, "could not remove a file"));
+    }
+    this.#freed(gone);
+    metrics.cacheEvictions.inc({ reason: "space" }, removed.length);
+    log.info({ contents: removed.length, bytes: gone }, "evicted from the cache");
     return gone;
   }
 }

@@ -5,15 +5,13 @@ import type { BlobStore } from "../store/blobs.ts";
 import type { Catalog } from "../store/catalog.ts";
 
 const PARTIAL_LIFE_MS: Milliseconds = 7 * 86_400_000;
-/** A file this young may be between its rename and its row. */
-const ORPHAN_AGE_MS: Milliseconds = 3_600_000;
 
 export interface RecoverDeps {
   catalog: Catalog;
   blobs: BlobStore;
   clock: Clock;
   log: Logger;
-  inFlight(): ReadonlySet<Digest>;
+  inFlight: () => ReadonlySet<Digest>;
 }
 
 /**
@@ -23,18 +21,19 @@ export interface RecoverDeps {
  */
 export async function recover(deps: RecoverDeps, signal: AbortSignal): Promise<{ partials: number; orphans: number }> {
   const { catalog, blobs, clock, log, inFlight } = deps;
+  const startedAtMs = clock.now();
   let partials = 0;
   let orphans = 0;
   for (const { digest, modifiedAtMs } of await blobs.leftovers()) {
     if (signal.aborted) break;
-    if (clock.now() - modifiedAtMs < PARTIAL_LIFE_MS || inFlight().has(digest)) continue;
+    if (startedAtMs - modifiedAtMs < PARTIAL_LIFE_MS || inFlight().has(digest)) continue;
     await blobs.removeLeftover(digest);
     partials++;
   }
   for await (const { digest, modifiedAtMs } of blobs.list()) {
     if (signal.aborted) break;
-    if (clock.now() - modifiedAtMs < ORPHAN_AGE_MS || inFlight().has(digest) || (await catalog.hasBlob(digest)))
-      continue;
+    // What this run stores may be between its rename and its row.
+    if (modifiedAtMs >= startedAtMs || inFlight().has(digest) || (await catalog.hasBlob(digest))) continue;
     await blobs.remove(digest);
     orphans++;
   }

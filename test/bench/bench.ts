@@ -7,8 +7,10 @@ import { execFileSync } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import { availableParallelism, loadavg } from "node:os";
 import { parseArgs } from "node:util";
+import { coldPullRow, fanoutRow, firstByteRow, memoryRow } from "./cold-rows.ts";
 import { Lab, missingPrograms } from "./lab.ts";
 import type { Bench, Row } from "./runner.ts";
+import { startRow } from "./start-row.ts";
 import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
 import { configRow, layerRow, manifestRow } from "./warm-rows.ts";
 
@@ -16,6 +18,11 @@ const ROWS: Record<string, Row> = {
   manifest: manifestRow,
   config: configRow,
   layer: layerRow,
+  fanout: fanoutRow,
+  "first-byte": firstByteRow,
+  "cold-pull": coldPullRow,
+  memory: memoryRow,
+  start: startRow,
 };
 const PROGRAMS = ["docker-registry", "wrk"];
 const PAGE = new URL("../../docs/benchmarks.md", import.meta.url);
@@ -45,17 +52,19 @@ async function main(): Promise<number> {
   const names = values.only ?? Object.keys(ROWS);
   const unknown = names.filter((name) => !Object.hasOwn(ROWS, name));
   if (unknown.length > 0) return refuse(`there is no row ${unknown.join(", ")}\n\n${USAGE}`);
+  if (values.write && (values.quick || values.only)) return refuse("--write needs a whole run\n");
   const missing = missingPrograms(PROGRAMS);
   if (missing.length > 0) {
     return refuse(
       `${missing.join(" and ")} ${missing.length === 1 ? "is" : "are"} missing: apt-get install ${missing.join(" ")}\n`,
     );
   }
+  const on = machine(loadavg()[0] ?? 0);
   const lines = await runRows(names, values.quick);
-  const report = `${machine()}\n\n${renderTable(lines)}`;
+  const report = `${on}\n\n${renderTable(lines)}`;
   process.stdout.write(`${report}\n`);
   if (values.json !== undefined) {
-    await writeFile(values.json, `${JSON.stringify({ machine: machine(), quick: values.quick, lines }, undefined, 2)}\n`);
+    await writeFile(values.json, `${JSON.stringify({ machine: on, quick: values.quick, lines }, undefined, 2)}\n`);
   }
   if (values.write) await writeBetweenMarkers(PAGE, report);
   return lines.some(({ verdict }) => verdict === "MISS") ? 1 : 0;
@@ -80,10 +89,11 @@ async function runRows(names: readonly string[], quick: boolean): Promise<Line[]
   return lines;
 }
 
-function machine(): string {
-  const [, version] = /(\d+\.\d+\.\d+\S*)\s*$/.exec(execFileSync("docker-registry", ["--version"], { encoding: "utf8" })) ?? [];
-  const load = (loadavg()[0] ?? 0).toFixed(1);
-  return `${availableParallelism()} cores, load ${load}; Node ${process.versions.node}, docker-registry ${version}, ${new Date().toISOString().slice(0, 10)}`;
+/** @param load of the minute before the run: others' work blurs what is not exact */
+function machine(load: number): string {
+  const [, version] =
+    /(\d+\.\d+\.\d+\S*)\s*$/.exec(execFileSync("docker-registry", ["--version"], { encoding: "utf8" })) ?? [];
+  return `${availableParallelism()} cores (load ${load.toFixed(1)} before the run), Node ${process.versions.node}, docker-registry ${version}, ${new Date().toISOString().slice(0, 10)}`;
 }
 
 function refuse(message: string): number {

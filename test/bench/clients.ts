@@ -5,7 +5,8 @@ import { connect } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 import { ACCEPT, type Task, type Work } from "./load.ts";
 
-const DRAIN_BUFFER_BYTES = 1024 * 1024;
+/** What docker's copying asks the kernel for at a time (Go, io.Copy). */
+const DRAIN_BUFFER_BYTES = 32 * 1024;
 
 async function perform(task: Task): Promise<Work> {
   const startedAt = performance.now();
@@ -31,7 +32,8 @@ async function pull({ port, repository, tag, lanes }: Extract<Task, { kind: "pul
     const queue = [config, ...layers].map(({ digest }) => `/v2/${repository}/blobs/${digest}`);
     let bytes = body.length;
     const lane = async (): Promise<void> => {
-      for (let path = queue.shift(); path !== undefined; path = queue.shift()) bytes += await readBlob(agent, port, path);
+      for (let path = queue.shift(); path !== undefined; path = queue.shift())
+        bytes += await readBlob(agent, port, path);
     };
     await Promise.all(Array.from({ length: lanes }, lane));
     return bytes;
@@ -99,7 +101,8 @@ function drainConnection(port: number, path: string, signal: AbortSignal): Promi
         const end = head.indexOf("\r\n\r\n");
         if (end < 0) return true;
         missing = Number(/^HTTP\/1\.1 200 [^]*\r\ncontent-length: (\d+)\r\n/i.exec(head)?.[1]);
-        if (Number.isNaN(missing)) socket.destroy(new Error(`${path}: not an answer with a length: ${head.slice(0, 200)}`));
+        if (Number.isNaN(missing))
+          socket.destroy(new Error(`${path}: not an answer with a length: ${head.slice(0, 200)}`));
         body = head.length - end - 4;
         head = "";
       }

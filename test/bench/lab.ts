@@ -1,4 +1,4 @@
-import { execFileSync, fork, spawn, type ChildProcess } from "node:child_process";
+import { execFile, execFileSync, fork, spawn, type ChildProcess } from "node:child_process";
 import { openSync, closeSync, readFileSync, rmSync } from "node:fs";
 import { mkdtemp, readFile, writeFile } from "node:fs/promises";
 import { createServer, type AddressInfo } from "node:net";
@@ -6,11 +6,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import packageJson from "../../package.json" with { type: "json" };
 
 const START_DEADLINE_MS = 30_000;
 const STOP_DEADLINE_MS = 5_000;
-const POLL_MS = 5;
-const MAIN = fileURLToPath(new URL("../../src/main.ts", import.meta.url));
+const POLL_MS = 10;
+const PROJECT = fileURLToPath(new URL("../..", import.meta.url));
 /** USER_HZ: what a tick of /proc/PID/stat is worth, on every Linux. */
 const TICKS_PER_SECOND = 100;
 
@@ -46,7 +48,7 @@ export class Lab implements AsyncDisposable {
     return mkdtemp(join(this.folder, `${name}-`));
   }
 
-  /** Entrepot as a daemon: defaults, its log in a file. */
+  /** Entrepot as `npm start` starts it: defaults, the line per request included, its log in a file. */
   async startEntrepot(upstreamPort: number, root?: string): Promise<Server> {
     const port = await freePort();
     const folder = await this.newFolder("entrepot");
@@ -58,7 +60,8 @@ storage: {root: ${JSON.stringify(root ?? join(folder, "data"))}}
 upstreams: {docker.io: {url: "http://127.0.0.1:${upstreamPort}"}}
 `,
     );
-    return this.#startServer("Entrepot", port, "/readyz", folder, process.execPath, [MAIN, "serve", "--config", config]);
+    const [, ...args] = packageJson.scripts.start.split(" ");
+    return this.#startServer("Entrepot", port, "/readyz", folder, process.execPath, [...args, "--config", config]);
   }
 
   /** docker-registry at its best: descriptors in memory, no access log, errors only. With an upstream it is a pull-through mirror. */
@@ -97,6 +100,13 @@ ${upstreamPort === undefined ? "" : `proxy: {remoteurl: "http://127.0.0.1:${upst
     };
   }
 
+  /** Runs a program to its end. @returns what it wrote @throws Error where it fails */
+  async run(command: string, args: string[]): Promise<string> {
+    const running = promisify(execFile)(command, args);
+    this.#own(running.child);
+    return (await running).stdout;
+  }
+
   /** Ends everything at once, without waiting: for a signal that ends this process, too. */
   abandon(): void {
     for (const child of this.#children) child.kill("SIGKILL");
@@ -119,7 +129,7 @@ ${upstreamPort === undefined ? "" : `proxy: {remoteurl: "http://127.0.0.1:${upst
     const logFile = join(folder, "log");
     const log = openSync(logFile, "w");
     const startedAt = performance.now();
-    const child = spawn(command, args, { stdio: ["ignore", log, log] });
+    const child = spawn(command, args, { cwd: PROJECT, stdio: ["ignore", log, log] });
     closeSync(log);
     this.#own(child);
     while (!(await answers(port, readyPath))) {

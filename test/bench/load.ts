@@ -1,16 +1,15 @@
-import { execFile } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { promisify } from "node:util";
 import { MEDIA_TYPES } from "../../src/oci/manifest.ts";
 import type { Lab, Server } from "./lab.ts";
 
-const run = promisify(execFile);
-
 /** What a docker client accepts. */
-export const ACCEPT = [MEDIA_TYPES.ociIndex, MEDIA_TYPES.ociImage, MEDIA_TYPES.dockerList, MEDIA_TYPES.dockerImage].join(
-  ", ",
-);
+export const ACCEPT = [
+  MEDIA_TYPES.ociIndex,
+  MEDIA_TYPES.ociImage,
+  MEDIA_TYPES.dockerList,
+  MEDIA_TYPES.dockerImage,
+].join(", ");
 
 const REPORT = `
 done = function(summary)
@@ -34,8 +33,8 @@ export async function requestsPerSecond(
   const script = join(lab.folder, "report.lua");
   await writeFile(script, REPORT);
   const args = ["-t1", `-c${connections}`, `-d${seconds}s`, "-H", `Accept: ${ACCEPT}`, "-s", script];
-  const { stdout } = await run("wrk", [...args, `http://127.0.0.1:${server.port}${path}`]);
-  const { requests, us, errors } = JSON.parse(stdout.slice(stdout.lastIndexOf("{"))) as Record<string, number>;
+  const report = await lab.run("wrk", [...args, `http://127.0.0.1:${server.port}${path}`]);
+  const { requests, us, errors } = JSON.parse(report.slice(report.lastIndexOf("{"))) as Record<string, number>;
   if (errors !== 0 || !requests || !us) throw new Error(`${server.name}: ${errors} of ${requests} requests failed`);
   return (requests / us) * 1e6;
 }

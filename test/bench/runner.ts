@@ -7,7 +7,7 @@ export interface Bench {
   /** A plain docker-registry that holds what rows push to it. */
   upstream: Server;
   quick: boolean;
-  progress(text: string): void;
+  progress: (text: string) => void;
 }
 
 export type Row = (bench: Bench) => Promise<Line[]>;

@@ -28,7 +28,9 @@ export function renderTable(lines: readonly Line[]): string {
     target,
     verdict,
   ]);
-  const widths = TITLES.map((title, column) => Math.max(title.length, ...rows.map((row) => (row[column] ?? "").length)));
+  const widths = TITLES.map((title, column) =>
+    Math.max(title.length, ...rows.map((row) => (row[column] ?? "").length)),
+  );
   const render = (cells: readonly string[]): string =>
     `| ${cells.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join(" | ")} |`;
   return [TITLES, widths.map((width) => "-".repeat(width)), ...rows].map(render).join("\n");

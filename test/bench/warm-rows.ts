@@ -57,7 +57,10 @@ async function requestRow(
   const measure = (server: Server, seconds: number) => () =>
     requestsPerSecond(bench.lab, server, path, CONNECTIONS, seconds);
   bench.progress(`${work}: warming up`);
-  await alternate(1, Object.fromEntries([entrepot, mirror, plain].map((server, i) => [i, measure(server, bench.quick ? 1 : 3)])));
+  await alternate(
+    1,
+    Object.fromEntries([entrepot, mirror, plain].map((server, i) => [i, measure(server, bench.quick ? 1 : 3)])),
+  );
   bench.progress(work);
   const seconds = bench.quick ? 1 : 3;
   const samples = await alternate(bench.quick ? 1 : 5, {

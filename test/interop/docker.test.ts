@@ -8,7 +8,9 @@ import { ALWAYS_ASK, assertSurvivesOutage } from "./outage.ts";
 test("dockerd with registry-mirrors pulls through Entrepot, and again after its upstream is gone", async () => {
   await using folder = await makeFolder();
   await using hub = await startHub(folder.path);
-  await using entrepot = await startEntrepot(folder.path, { upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } } });
+  await using entrepot = await startEntrepot(folder.path, {
+    upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } },
+  });
   await using docker = await startDocker(folder.path, { mirrors: [entrepot.url] });
 
   await assertSurvivesOutage(

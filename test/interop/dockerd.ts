@@ -26,7 +26,6 @@ export async function startDocker(folder: string, options: { mirrors?: string[] 
       "ip-masq": false,
       "registry-mirrors": options.mirrors ?? [],
       "insecure-registries": ["127.0.0.0/8"],
-      "storage-driver": "vfs",
     }),
   );
   const { daemon } = await startDaemon("dockerd", ["--config-file", config], /API listen on/);

@@ -5,6 +5,7 @@ import { accessSync, constants } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
 
 /** Programs of other projects that these tests drive, and the Debian package that brings each. */
@@ -39,7 +40,8 @@ export function findProgram(name: ProgramName): string {
       // It may be in the next folder.
     }
   }
-  assert.fail(`${name} is not installed, and this test can't do without it: apt-get install ${PACKAGES[name]}`);
+  const message = `${name} is not installed, and this test can't do without it: apt-get install ${PACKAGES[name]}`;
+  throw new assert.AssertionError({ message });
 }
 
 export interface RunOptions {
@@ -49,8 +51,9 @@ export interface RunOptions {
 
 /** Runs a program to its end. @returns its standard output @throws Error with all that it wrote, for an exit status other than 0 */
 export async function run(name: ProgramName, args: readonly string[], options: RunOptions = {}): Promise<string> {
+  const path = findProgram(name);
   try {
-    const { stdout } = await promisify(execFile)(findProgram(name), args, {
+    const { stdout } = await promisify(execFile)(path, args, {
       ...options,
       env: { ...process.env, ...options.env },
       maxBuffer: MAX_OUTPUT_BYTES,
@@ -151,6 +154,15 @@ function killGroup(pid: number, signal: NodeJS.Signals): void {
     process.kill(-pid, signal);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+/** Resolves once the condition holds, asked ten times a second. @throws AssertionError after a minute */
+export async function eventually(what: string, condition: () => Promise<boolean>): Promise<void> {
+  const deadline = performance.now() + START_MS;
+  while (!(await condition())) {
+    assert.ok(performance.now() < deadline, `waited a minute in vain until ${what}`);
+    await sleep(100);
   }
 }
 

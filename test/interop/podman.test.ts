@@ -9,7 +9,9 @@ import { ALWAYS_ASK, assertSurvivesOutage } from "./outage.ts";
 test("podman with a mirror in registries.conf pulls through Entrepot, and again after its upstream is gone", async () => {
   await using folder = await makeFolder();
   await using hub = await startHub(folder.path);
-  await using entrepot = await startEntrepot(folder.path, { upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } } });
+  await using entrepot = await startEntrepot(folder.path, {
+    upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } },
+  });
   const registries = join(folder.path, "registries.conf");
   await writeFile(
     registries,
@@ -23,16 +25,19 @@ insecure = true
   );
   const logins = join(folder.path, "auth.json");
   await writeFile(logins, "{}");
+  const places = ["--root", join(folder.path, "podman"), "--runroot", join(folder.path, "podman-run")];
+  const manners = [
+    "--tmpdir",
+    join(folder.path, "podman-tmp"),
+    "--storage-driver",
+    "vfs",
+    "--cgroup-manager",
+    "cgroupfs",
+  ];
   const podman = (...args: string[]): Promise<string> =>
-    run(
-      "podman",
-      [
-        ...["--root", join(folder.path, "podman"), "--runroot", join(folder.path, "podman-run")],
-        ...["--tmpdir", join(folder.path, "podman-tmp"), "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"],
-        ...args,
-      ],
-      { env: { CONTAINERS_REGISTRIES_CONF: registries, REGISTRY_AUTH_FILE: logins } },
-    );
+    run("podman", [...places, ...manners, ...args], {
+      env: { CONTAINERS_REGISTRIES_CONF: registries, REGISTRY_AUTH_FILE: logins },
+    });
   const nameOf = (image: string): string => `docker.io/library/${image}:v1`;
 
   await assertSurvivesOutage(

@@ -12,7 +12,9 @@ import { ALWAYS_ASK, assertSurvivesOutage } from "./outage.ts";
 test("skopeo copies every platform by the prefixed name, and again after the upstream is gone", async () => {
   await using folder = await makeFolder();
   await using hub = await startHub(folder.path);
-  await using entrepot = await startEntrepot(folder.path, { upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } } });
+  await using entrepot = await startEntrepot(folder.path, {
+    upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } },
+  });
   const copies = join(folder.path, "copies");
 
   await assertSurvivesOutage(
@@ -37,10 +39,7 @@ test("skopeo reads a Docker manifest list, its images by digest, and the list of
   const list = JSON.parse(atHub) as { mediaType: string; manifests: { digest: Digest }[] };
   assert.equal(list.mediaType, MEDIA_TYPES.dockerList);
   assert.equal(await inspect(`${entrepot.host}/team/list:v1`), atHub);
-  assert.equal(
-    await copyOut(`${entrepot.host}/team/list:v1`, join(folder.path, "copy")),
-    digestOf(Buffer.from(atHub)),
-  );
+  assert.equal(await copyOut(`${entrepot.host}/team/list:v1`, join(folder.path, "copy")), digestOf(Buffer.from(atHub)));
   for (const { digest } of list.manifests) {
     assert.equal(digestOf(Buffer.from(await inspect(`${entrepot.host}/team/list@${digest}`))), digest);
   }

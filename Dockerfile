@@ -1,0 +1,35 @@
+# docker build --tag entrepot .
+# docker run --read-only --tmpfs /tmp --publish 5000:5000 --volume entrepot:/var/lib/entrepot entrepot
+
+ARG NODE_VERSION=24.21.0
+
+FROM node:${NODE_VERSION}-bookworm-slim AS dependencies
+WORKDIR /app
+COPY package.json package-lock.json ./
+# Scripts are not needed: the native module brings its binaries in its package.
+RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
+
+FROM node:${NODE_VERSION}-bookworm-slim
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="Entrepot" \
+      org.opencontainers.image.description="Pull-through mirror, private registry and replicator for container images, in one daemon" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+# A number, so that an orchestrator can tell that it is not root.
+RUN install --directory --owner=65532 --group=65532 /var/lib/entrepot
+COPY --from=dependencies /app/node_modules /app/node_modules
+COPY package.json /app/
+COPY src /app/src
+COPY config/container.yaml /etc/entrepot/entrepot.yaml
+ENV NODE_ENV=production \
+    ENTREPOT_CONFIG=/etc/entrepot/entrepot.yaml
+USER 65532:65532
+# Relative paths of a configuration start in the volume.
+WORKDIR /var/lib/entrepot
+VOLUME /var/lib/entrepot
+EXPOSE 5000
+# Asks port 5000 over plain HTTP: who listens elsewhere gives the container another check.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
+  CMD ["node", "-e", "fetch('http://127.0.0.1:5000/readyz').then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
+ENTRYPOINT ["node", "/app/src/main.ts"]
+CMD ["serve"]

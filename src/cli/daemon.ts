@@ -1,0 +1,86 @@
+import type { Readable } from "node:stream";
+import { Agent, request } from "undici";
+import { parseListen } from "../config/schema.ts";
+import { UsageError } from "./io.ts";
+
+const ANSWER_WITHIN_MS = 10_000;
+/** The daemon tells its progress four times a second. */
+const SILENCE_MS = 30_000;
+
+/** The running daemon, as commands talk to it. */
+export class Daemon implements AsyncDisposable {
+  /** As a person would write it: `http://127.0.0.1:5000` or `unix:/path`. */
+  readonly address: string;
+  readonly #origin: string;
+  readonly #agent: Agent;
+
+  /** @param address an http or https URL, or `unix:/path`. @throws UsageError for anything else */
+  constructor(address: string) {
+    const socketPath = /^unix:(?:\/\/)?(\/.+)$/.exec(address)?.[1];
+    if (socketPath === undefined && !(URL.canParse(address) && /^https?:$/.test(new URL(address).protocol))) {
+      throw new UsageError(`"${address}" is no address of a daemon: write http://host:port or unix:/path`);
+    }
+    this.address = address.replace(/\/+$/, "");
+    this.#origin = socketPath === undefined ? this.address : "http://localhost";
+    this.#agent = new Agent({
+      connect: { timeout: ANSWER_WITHIN_MS, ...(socketPath === undefined ? {} : { socketPath }) },
+      headersTimeout: ANSWER_WITHIN_MS,
+      bodyTimeout: SILENCE_MS,
+    });
+  }
+
+  /**
+   * Asks with a JSON body, or without one.
+   * @throws Error that names cause and remedy, where nobody answers
+   */
+  async ask(method: "GET" | "POST", path: string, body?: object): Promise<{ status: number; body: Readable }> {
+    try {
+      const answer = await request(`${this.#origin}${path}`, {
+        method,
+        dispatcher: this.#agent,
+        headers: { accept: "text/plain, */*", ...(body === undefined ? {} : { "content-type": "application/json" }) },
+        body: body === undefined ? null : JSON.stringify(body),
+      });
+      return { status: answer.statusCode, body: answer.body };
+    } catch (cause) {
+      throw new Error(
+        `no daemon answers at ${this.address} (${reasonOf(cause)}): start it with "entrepot serve", or name another with --server`,
+        { cause },
+      );
+    }
+  }
+
+  /** @returns the version of the entrepot that answers; undefined for another program */
+  async version(): Promise<string | undefined> {
+    const { status, body } = await this.ask("GET", "/");
+    for await (const chunk of body as AsyncIterable<Buffer>) {
+      return status === 200 ? /^Entrepot ([0-9][^\s:]*)/.exec(chunk.toString())?.[1] : undefined;
+    }
+    return undefined;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.#agent.destroy();
+  }
+}
+
+/**
+ * Where a daemon with this `server.listen` is reached from its own machine.
+ * @throws UsageError where the configuration does not tell
+ */
+export function localAddress(listen: string): string {
+  const address = parseListen(listen);
+  if (address && "path" in address) return listen;
+  if (!address || address.port === 0) {
+    throw new UsageError(`server.listen is ${listen}, which does not tell the daemon's port: name it with --server`);
+  }
+  const { host = "127.0.0.1", port } = address;
+  if (host === "0.0.0.0") return `http://127.0.0.1:${port}`;
+  return `http://${host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** The shortest that says what went wrong with a connection. */
+export function reasonOf(error: unknown): string {
+  const { code, message } = error as NodeJS.ErrnoException;
+  return code ?? message;
+}

@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
-import { Worker } from "node:worker_threads";
 import Sqlite from "better-sqlite3";
+import { Checkpointer } from "./checkpoint.ts";
 import type { Database, Durability, Params, Reader, Writer } from "./database.ts";
 import { MIGRATIONS } from "./migrations.ts";
 
@@ -51,16 +51,20 @@ class Connection implements Writer {
 class SqliteDatabase implements Database {
   readonly #reader: Reader & Connection;
   readonly #writer: Connection;
-  readonly #checkpointer: Worker;
+  readonly #checkpointer: Checkpointer;
   #synchronous: Durability | undefined;
   /** Another process has held the database for longer than our patience: nobody waits again until it lets go. */
   #held = false;
   #queue: Promise<unknown> = Promise.resolve();
 
-  constructor(reader: Connection, writer: Connection, checkpointer: Worker) {
+  constructor(reader: Connection, writer: Connection, file: string) {
     this.#reader = reader;
     this.#writer = writer;
-    this.#checkpointer = checkpointer;
+    this.#checkpointer = new Checkpointer(file, () => {
+      const turn = this.#queue.then(() => writer.exec("PRAGMA wal_checkpoint(PASSIVE)"));
+      this.#queue = turn.catch(() => undefined);
+      return turn;
+    });
   }
 
   get<Row>(sql: string, params?: Params): Promise<Row | undefined> {
@@ -87,6 +91,7 @@ class SqliteDatabase implements Database {
     try {
       const result = await work(this.#writer);
       this.#writer.exec("COMMIT");
+      this.#checkpointer.written();
       return result;
     } catch (error) {
       // A full disk may have rolled back already; then this fails and the first error is the one to tell.
@@ -116,8 +121,8 @@ class SqliteDatabase implements Database {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#checkpointer.close();
     await this.#queue;
-    await this.#checkpointer.terminate();
     this.#reader.close();
     this.#writer.close();
   }
@@ -135,15 +140,13 @@ export async function openSqlite(file: string): Promise<Database> {
     writer.pragma("busy_timeout = 5000");
     // A checkpoint inside a commit would hold the event loop for its fsyncs (5 to 50 ms): the worker does it.
     writer.pragma("wal_autocheckpoint = 0");
+    // What was moved is written over; the file shrinks back to this when that begins.
+    writer.pragma("journal_size_limit = 1048576");
     migrate(writer, file);
     writer.pragma("busy_timeout = 0");
     const reader = new Sqlite(file, { readonly: true });
     reader.pragma("mmap_size = 268435456");
-    const checkpointer = new Worker(new URL("./checkpoint-worker.ts", import.meta.url), { workerData: { file } });
-    // Slow commits are better than a log that grows for ever.
-    checkpointer.on("error", () => void (writer.open && writer.pragma("wal_autocheckpoint = 1000")));
-    checkpointer.unref();
-    return new SqliteDatabase(new Connection(reader), new Connection(writer), checkpointer);
+    return new SqliteDatabase(new Connection(reader), new Connection(writer), file);
   } catch (error) {
     writer.close();
     throw error;

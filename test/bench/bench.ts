@@ -3,12 +3,11 @@
  * Targets are ratios of medians of alternating rounds; absolute numbers are those of the machine.
  * Exit status: 0 every judged line passes, 1 a line misses its target, 2 wrong usage or a program is missing.
  */
-import { execFileSync } from "node:child_process";
 import { writeFile } from "node:fs/promises";
 import { availableParallelism, loadavg } from "node:os";
 import { parseArgs } from "node:util";
 import { coldPullRow, fanoutRow, firstByteRow, memoryRow } from "./cold-rows.ts";
-import { Lab, missingPrograms } from "./lab.ts";
+import { Lab, missingPrograms, versionOf } from "./lab.ts";
 import type { Bench, Row } from "./runner.ts";
 import { startRow } from "./start-row.ts";
 import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
@@ -91,8 +90,7 @@ async function runRows(names: readonly string[], quick: boolean): Promise<Line[]
 
 /** @param load of the minute before the run: others' work blurs what is not exact */
 function machine(load: number): string {
-  const [, version] =
-    /(\d+\.\d+\.\d+\S*)\s*$/.exec(execFileSync("docker-registry", ["--version"], { encoding: "utf8" })) ?? [];
+  const version = /\d+\.\d+\.\d+/.exec(versionOf("docker-registry"))?.[0];
   return `${availableParallelism()} cores (load ${load.toFixed(1)} before the run), Node ${process.versions.node}, docker-registry ${version}, ${new Date().toISOString().slice(0, 10)}`;
 }
 

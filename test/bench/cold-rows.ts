@@ -5,7 +5,7 @@ import { makeImage, type Image } from "../kit/images.ts";
 import { GIB, imageOf, MIB, push } from "./content.ts";
 import { residentBytes, resetPeak, type Helper, type Lab, type Server } from "./lab.ts";
 import type { Work } from "./load.ts";
-import { alternate, median, noisyVerdict, times, verdict, whole, type Bench } from "./runner.ts";
+import { alternate, median, noisyVerdict, signed, times, verdict, whole, type Bench } from "./runner.ts";
 import type { Line } from "./table.ts";
 import type { ThrottleTask } from "./throttle.ts";
 
@@ -121,7 +121,7 @@ export async function firstByteRow(bench: Bench): Promise<Line[]> {
       work: `first byte of a cold ${whole(sizeBytes / MIB)} MiB blob`,
       entrepot: `${median(samples.entrepot).toFixed(1)} ms`,
       peer: `direct ${median(samples.upstream).toFixed(1)} ms`,
-      result: `+ ${later.toFixed(1)} ms`,
+      result: `${signed(later, 1)} ms`,
       target: "≤ + 20 ms",
       verdict: verdict(later <= 20),
       samples,
@@ -240,9 +240,9 @@ export async function memoryRow(bench: Bench): Promise<Line[]> {
     },
     {
       work: `${work}: second half of the run beside the first`,
-      entrepot: `${growth < 0 ? "−" : "+"} ${whole(Math.abs(growth))} MiB`,
+      entrepot: `${signed(growth, 0)} MiB`,
       peer: "–",
-      result: `${growth < 0 ? "−" : "+"} ${whole(Math.abs(growth))} MiB`,
+      result: `${signed(growth, 0)} MiB`,
       target: "≤ + 20 MiB",
       verdict: verdict(growth <= 20),
       samples: {},

@@ -195,6 +195,11 @@ export function missingPrograms(programs: readonly string[]): string[] {
   });
 }
 
+/** What a program says of itself with `--version`. */
+export function versionOf(program: string): string {
+  return execFileSync(program, ["--version"], { encoding: "utf8" }).trim();
+}
+
 /** CPU seconds of a process with all its threads, in user and kernel mode. Source: proc_pid_stat(5) */
 export async function cpuSeconds(pid: number): Promise<number> {
   const stat = await readFile(`/proc/${pid}/stat`, "utf8");

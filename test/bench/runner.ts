@@ -51,3 +51,7 @@ export function times(ratio: number): string {
 export function whole(value: number): string {
   return Math.round(value).toLocaleString("en-US");
 }
+
+export function signed(value: number, digits: number): string {
+  return `${value < 0 ? "−" : "+"} ${Math.abs(value).toFixed(digits)}`;
+}

@@ -1,10 +1,10 @@
 import { mkdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import type Koa from "koa";
-import packageJson from "../package.json" with { type: "json" };
 import { systemClock, type Clock } from "./base/clock.ts";
 import type { Logger } from "./base/log.ts";
 import { Metrics } from "./base/metrics.ts";
+import { VERSION } from "./base/version.ts";
 import { planReload, type Reload } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { Database } from "./db/database.ts";
@@ -29,8 +29,6 @@ import { Usage } from "./store/usage.ts";
 import { Downloads } from "./transfer/download.ts";
 import { Evictor } from "./upkeep/evict.ts";
 import { recover } from "./upkeep/recover.ts";
-
-export const VERSION: string = packageJson.version;
 
 /** A running daemon. Disposing of it drains requests, keeps partial downloads and closes everything, in the reverse order of its making. */
 export interface App extends AsyncDisposable {
@@ -142,7 +140,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     log,
     metrics,
     v2: new V2({ registry, metrics, progress: config.server.progress }),
-    routes: (ctx, next) => ops(ctx, () => api(ctx, next)) as ReturnType<Koa.Middleware>,
+    routes: (ctx, next) => ops(ctx, () => api(ctx, next)),
   });
 
   const upkeep = new AbortController();
@@ -225,6 +223,7 @@ function exposeState(metrics: Metrics, { evictor, downloads, upstreams, blobs }:
       cached += bytes;
     }
     metrics.blobsBytes.set({ kind: "cached" }, cached);
+    metrics.cacheMaxBytes.set(evictor.limits.cacheMaxSize);
     metrics.flights.set(downloads.progress.length);
     metrics.storageFreeBytes.set(await blobs.freeBytes().catch(() => 0));
     for (const [upstream, { remotes }] of upstreams) {

@@ -49,7 +49,7 @@ async function main(argv: string[], io: CommandIo): Promise<number> {
     return DONE;
   }
   if (first === "--version") {
-    const { VERSION } = await import("./app.ts");
+    const { VERSION } = await import("./base/version.ts");
     io.stdout.write(`entrepot ${VERSION}\n`);
     return DONE;
   }

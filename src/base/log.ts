@@ -32,12 +32,12 @@ export interface LogOptions {
 
 /** The process's log. Lines are written asynchronously in blocks; call `flush` before exit. */
 export async function createLog(options: LogOptions): Promise<Logger> {
-  const pretty = options.format === "pretty" || (options.format === "auto" && process.stdout.isTTY === true);
+  const pretty = options.format === "pretty" || (options.format === "auto" && process.stdout.isTTY);
   const destination =
     options.destination ??
     (pretty
       ? (await import("pino-pretty")).default({
-          colorize: process.stdout.isTTY === true,
+          colorize: process.stdout.isTTY,
           ignore: "pid,hostname",
           sync: true,
         })

@@ -33,6 +33,7 @@ export class Metrics {
     "Bytes of blobs and manifests sent to clients",
     ["upstream", "source"],
   );
+  readonly cacheMaxBytes = this.#gauge("cache_max_bytes", "storage.cacheMaxSize: beyond it, cached content goes", []);
   readonly cacheBytes = this.#gauge("cache_bytes", "Bytes of cached blobs and manifests", ["upstream"]);
   readonly cacheEvictions = this.#counter("cache_evictions_total", "Cached contents removed", ["reason"]);
   readonly cacheErrors = this.#counter(

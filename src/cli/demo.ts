@@ -93,11 +93,11 @@ async function play(stage: Stage): Promise<void> {
     `That registry sends ${bytesText(UPSTREAM_BYTES_PER_SECOND)} a second on each connection. No network is used.`,
   );
 
-  const [large, middle, small] = [40, 12, 4].map((size) => randomBytes(size * MIB)) as [Buffer, Buffer, Buffer];
+  const [large, middle, small] = [32, 6, 2].map((size) => randomBytes(size * MIB)) as [Buffer, Buffer, Buffer];
   const first = makeImage("first", [large, middle, small]);
   await coldPull(stage, first);
   await outage(stage, first);
-  await tagMoves(stage, first, makeImage("second", [large, middle, randomBytes(6 * MIB)]));
+  await tagMoves(stage, first, makeImage("second", [large, middle, randomBytes(4 * MIB)]));
   await brokenLine(stage);
   await lie(stage);
 

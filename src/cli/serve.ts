@@ -1,5 +1,6 @@
 import { writeSync } from "node:fs";
-import { open, VERSION, type App } from "../app.ts";
+import { open, type App } from "../app.ts";
+import { VERSION } from "../base/version.ts";
 import { createLog, type Logger } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";

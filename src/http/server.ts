@@ -61,6 +61,7 @@ export class HttpServer {
     });
     koa.on("error", (error: unknown) => deps.log.error({ err: error }, "request failed outside of its handler"));
     const { headersTimeout } = deps.config;
+    const handle = koa.callback();
     this.#server = createServer(
       {
         // A push of many GiB over a slow line is fine: it is its progress that is guarded.
@@ -70,7 +71,7 @@ export class HttpServer {
         connectionsCheckingInterval: Math.min(5_000, headersTimeout),
         highWaterMark: 1024 * 1024,
       },
-      koa.callback(),
+      (request, response) => void handle(request, response),
     );
   }
 
@@ -166,7 +167,12 @@ export class HttpServer {
       ...facts,
       client: this.#clientAddress(ctx.req),
       agent: ctx.req.headers["user-agent"]?.slice(0, 120),
-      ...(failure === undefined ? {} : { err: failure }),
+      // What a client did wrong needs no stack; what an upstream or this daemon did wrong does, with its causes.
+      ...(failure instanceof RegistryError && code < 500
+        ? { error: failure.code, reason: failure.message }
+        : failure === undefined
+          ? {}
+          : { err: failure }),
     };
     if (unexpected) log.error(line, "request failed");
     else if (code >= 500) log.warn(line, "request");

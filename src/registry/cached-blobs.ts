@@ -151,7 +151,7 @@ export class CachedBlobs {
           sizeBytes: reader.sizeBytes,
           content: reader,
           upstream: target.upstream.name,
-          result: joined ? "joined" : "miss",
+          result: reader.passedThrough ? "bypass" : joined ? "joined" : "miss",
         };
       } catch (error) {
         // The repository that started it may have asked where the blob is not; this one's own upstream has not been asked yet.

@@ -1,7 +1,7 @@
-import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
 import { Agent, ProxyAgent, type Dispatcher } from "undici";
+import { VERSION } from "../base/version.ts";
 import type { EndpointConfig } from "../config/schema.ts";
 import { headerOf } from "./exchange.ts";
 import { Guard } from "./guard.ts";
@@ -27,11 +27,8 @@ const MAX_FOREIGN_HOSTS = 64;
 /** Beside the configured ones, which are for blobs: a tag's check never waits behind layers. */
 const SMALL_CONNECTIONS = 4;
 const KEEP_ALIVE_MS = 30_000;
-const { version } = JSON.parse(readFileSync(new URL("../../package.json", import.meta.url), "utf8")) as {
-  version: string;
-};
 /** Bodies are wanted as they are: a digest is that of the bytes, and a size cap that of what is decoded. */
-const ALWAYS = { "accept-encoding": "identity", "user-agent": `entrepot/${version}` };
+const ALWAYS = { "accept-encoding": "identity", "user-agent": `entrepot/${VERSION}` };
 const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
 
 /** The connections to a configured registry, and to where it sends Entrepot: every one of them goes through the guard. */

@@ -5,6 +5,8 @@ import type { ByteRange } from "../oci/range.ts";
 export interface BlobReader {
   /** Undefined while the size is unknown: upstream sent no length. */
   readonly sizeBytes: number | undefined;
+  /** True where there is no room to keep what is read, and each reader has a download of its own. */
+  readonly passedThrough?: boolean;
   /** Tells, before the first read, that only these bytes will be read: a source that is far from them may fetch just them. */
   narrow?(range: ByteRange): void;
   /**

@@ -50,6 +50,10 @@ export class FlightReader implements BlobReader {
     return this.#sizeBytes;
   }
 
+  get passedThrough(): boolean {
+    return this.#flight.spilled() === 0;
+  }
+
   /** Where nothing could be stored, learns the size from the reader's own download. */
   async start(): Promise<void> {
     if (this.#flight.spilled() !== 0) return;

@@ -54,6 +54,10 @@ export class Evictor implements Space {
     for (const [upstream, bytes] of await this.#deps.catalog.cachedBytes()) this.#used.set(upstream, bytes);
   }
 
+  get limits(): Limits {
+    return this.#deps.limits;
+  }
+
   /** Bytes of cached content per upstream. */
   get used(): ReadonlyMap<string, Bytes> {
     return this.#used;

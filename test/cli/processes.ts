@@ -5,9 +5,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { stringify } from "yaml";
-import { until } from "../kit/registry.ts";
 
 const MAIN = join(import.meta.dirname, "../../src/main.ts");
+
+/** A machine may be busy with other tests. */
+const PATIENCE_MS = 40_000;
 
 export interface Ended {
   status: number | null;
@@ -80,15 +82,24 @@ export interface Served extends Running {
 export async function serve(args: string[], options: Options = {}): Promise<Served> {
   const running = begin(["serve", ...args], options);
   const log: Record<string, unknown>[] = [];
+  const waiting = new Set<() => void>();
   createInterface({ input: running.stdout }).on("line", (line) => {
     if (line.startsWith("{")) log.push(JSON.parse(line) as Record<string, unknown>);
+    for (const check of waiting) check();
   });
-  const logged: Served["logged"] = async (msg, from = 0) => {
-    const find = (): Record<string, unknown> | undefined => log.slice(from).find((line) => line["msg"] === msg);
-    await until(() => find() !== undefined, `the daemon logs "${msg}"`);
-    const found = find();
-    assert.ok(found);
-    return found;
+  const logged: Served["logged"] = (msg, from = 0) => {
+    const { promise, resolve, reject } = Promise.withResolvers<Record<string, unknown>>();
+    const check = (): void => {
+      const found = log.slice(from).find((line) => line["msg"] === msg);
+      if (found) resolve(found);
+    };
+    const timer = setTimeout(() => reject(new Error(`waited in vain for the daemon to log "${msg}"`)), PATIENCE_MS);
+    waiting.add(check);
+    check();
+    return promise.finally(() => {
+      clearTimeout(timer);
+      waiting.delete(check);
+    });
   };
   const failed = running.ended.then(({ stderr }) => {
     throw new Error(`serve ended: ${stderr}`);

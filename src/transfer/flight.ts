@@ -218,8 +218,7 @@ export class Flight {
     try {
       const { staged, sizeBytes } = await this.#deps.store.stage(this.digest);
       this.#staged = staged;
-      // One byte less: also for a file that is whole the source is asked, since it says who may have the blob.
-      this.#startAt(Math.max(0, sizeBytes - 1));
+      this.#startAt(sizeBytes);
     } catch (error) {
       this.#deps.onFault("stage", error);
       throw new NoRoom("the staging file can't be made", { cause: error });
@@ -332,7 +331,10 @@ export class Flight {
   async #fetch(segment: Segment, source: BlobSource): Promise<void> {
     const toTheEnd = segment.end === Infinity || segment.end === this.#segments.sizeBytes;
     const lastByte = this.#ranged && !toTheEnd ? segment.end - 1 : undefined;
-    const remote = await source.open(segment.at, lastByte, this.#signal);
+    // While the size is unknown all may be here already, and beyond its end nothing can be asked for. Asked it must be: the source says
+    // who may have the blob.
+    const firstByte = this.#segments.sizeBytes === undefined ? Math.max(0, segment.at - 1) : segment.at;
+    const remote = await source.open(firstByte, lastByte, this.#signal);
     if (!remote) throw new NotAtSource(`${source.name} does not have ${this.digest}`);
     try {
       await this.#opened(remote, segment, source);

@@ -59,8 +59,9 @@ export class PassThrough implements BlobReader {
     while (!this.#body) {
       const source = this.#rota.current;
       try {
-        const { firstByte, lastByte } = { firstByte: this.#received, lastByte: this.#options.lastByte };
-        const remote = await source.open(firstByte, lastByte, this.#abort.signal);
+        // While the size is unknown all may have come already, and beyond its end nothing can be asked for.
+        const firstByte = this.#size === undefined ? Math.max(0, this.#received - 1) : this.#received;
+        const remote = await source.open(firstByte, this.#options.lastByte, this.#abort.signal);
         if (!remote) throw new NotAtSource(`${source.name} does not have ${this.#options.digest}`);
         if (remote.sizeBytes !== undefined && this.#size !== undefined && remote.sizeBytes !== this.#size) {
           remote.body.destroy();

@@ -8,7 +8,7 @@ import { open } from "../app.ts";
 import { createLog } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import { parseConfig } from "../config/load.ts";
-import { DemoClient, WrongBytes, type Pulled } from "./demo/client.ts";
+import { DemoClient, WrongBytes } from "./demo/client.ts";
 import { Story, type Meters } from "./demo/story.ts";
 import { DemoUpstream, makeImage, type DemoImage } from "./demo/upstream.ts";
 import { bytesText, timeText } from "./format.ts";
@@ -25,7 +25,6 @@ Exit status: 0 every promise was kept, 1 one was broken or the demo was interrup
 const MIB = 2 ** 20;
 const UPSTREAM_BYTES_PER_SECOND = 8 * MIB;
 const TAG_TTL_MS = 2000;
-const RETRY_MS = 200;
 const CLIENTS = 10;
 const REPOSITORY = "library/app";
 
@@ -206,17 +205,6 @@ async function brokenLine({ upstream, clients, story }: Stage): Promise<void> {
   );
 }
 
-/** Tries three times, with pauses, as docker does with a layer that fails. */
-async function pullPatiently(client: DemoClient, tag: string, tries = 3): Promise<Pulled> {
-  try {
-    return await client.pull(REPOSITORY, tag);
-  } catch (error) {
-    if (tries === 1 || error instanceof WrongBytes) throw error;
-    await delay(RETRY_MS);
-    return pullPatiently(client, tag, tries - 1);
-  }
-}
-
 async function lie({ upstream, clients, story }: Stage): Promise<void> {
   const [client] = clients as [DemoClient];
   const layer = randomBytes(6 * MIB);
@@ -233,7 +221,7 @@ async function lie({ upstream, clients, story }: Stage): Promise<void> {
         () => undefined,
         (error: unknown) => error,
       );
-      const pulled = await pullPatiently(client, "honest");
+      const pulled = await client.pull(REPOSITORY, "honest");
       return [
         [
           upstream.mishap === undefined && !(failure instanceof WrongBytes),

@@ -45,7 +45,7 @@ export function runWarm(args: string[], io: CommandIo): Promise<number> {
       values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
     await using daemon = new Daemon(address);
     const events = await openEvents(daemon, { images, platforms: values.platform });
-    const watch = values.json ? passOn(io) : show(io, images, values.platform);
+    const watch = values.json ? passOn(io) : show(io, images);
     const missing = new Set(images);
     for await (const event of events) {
       if (watch(event)) missing.delete((event as { image: string }).image);
@@ -113,7 +113,7 @@ function passOn(io: CommandIo): Watch {
   };
 }
 
-function show(io: CommandIo, images: readonly string[], platforms: readonly string[]): Watch {
+function show(io: CommandIo, images: readonly string[]): Watch {
   const terminal = new Terminal(io.stdout);
   let current: ImageProgress | undefined;
   let ended = 0;
@@ -135,10 +135,7 @@ function show(io: CommandIo, images: readonly string[], platforms: readonly stri
       case "done": {
         const here = current !== undefined && current.blobs > 0;
         if (here) end(`${terminal.paint("green", "✓")} ${current?.summary(nowMs)}`);
-        else
-          end(
-            `${terminal.paint("yellow", "!")} ${event.image}: nothing to bring${platforms.length > 0 ? ` for ${platforms.join(", ")}` : ""}`,
-          );
+        else end(`${terminal.paint("yellow", "!")} ${event.image}: nothing to bring`);
         return true;
       }
       default:

@@ -53,7 +53,7 @@ export async function sendBlob(
   const guard = guardProgress(response, rule);
   try {
     const first = range?.firstByte ?? 0;
-    const end = range ? range.lastByte + 1 : Infinity;
+    const end = range ? range.lastByte + 1 : (reader.sizeBytes ?? Infinity);
     let position = first;
     let writing: Promise<void> | undefined;
     for (let turn = 0; ; turn++) {

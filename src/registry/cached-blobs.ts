@@ -5,7 +5,7 @@ import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 import { BlobFault, type BlobReader, type BlobStore } from "../store/blobs.ts";
-import type { Catalog, Owner } from "../store/catalog.ts";
+import type { Catalog, Ledger, Owner } from "../store/catalog.ts";
 import { MAX_ENTRY_BYTES, type MemoryCache } from "../store/memory.ts";
 import type { Usage } from "../store/usage.ts";
 import type { Downloads, FlightPlan } from "../transfer/download.ts";
@@ -24,7 +24,7 @@ export interface BlobDeps {
   /** Where a stored repository can be asked for a blob; nowhere, once its upstream is not configured any more. */
   sourcesOf: (repository: RepositoryName, digest: Digest) => readonly BlobSource[];
   /** Keeps the count of what is cached. */
-  ledger: { added(upstream: string, bytes: number): void; removed(upstream: string, bytes: number): void };
+  ledger: Ledger;
   /** A failure of the cache that no client notices. */
   onFault: (operation: string, error: unknown) => void;
 }
@@ -120,8 +120,7 @@ export class CachedBlobs {
       // Unreadable is not gone: the file stays for a disk that recovers, and this pull goes upstream.
       if (error instanceof BlobFault && error.fault !== "unreadable") {
         await this.#attempt("quarantine", async () => {
-          await catalog.removeBlobs([digest]);
-          ledger.removed(stored.upstream ?? target.upstream.name, stored.sizeBytes);
+          ledger.removed(await catalog.removeBlobs([digest]));
           await blobs.quarantine(digest);
         });
       }

@@ -7,7 +7,7 @@ import { bareMediaType, isManifestType, parseManifest, type Manifest } from "../
 import type { Reference, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { Remote } from "../remote/remote.ts";
-import type { Catalog, StoredTag } from "../store/catalog.ts";
+import type { Catalog, Ledger, StoredTag } from "../store/catalog.ts";
 import type { MemoryCache } from "../store/memory.ts";
 import { DigestMismatch } from "../transfer/source.ts";
 import { staleWarning } from "./answers.ts";
@@ -22,7 +22,7 @@ export interface ManifestDeps {
   log: Logger;
   metrics: Metrics;
   /** Keeps the count of what is cached. */
-  ledger: { added(upstream: string, bytes: number): void; removed(upstream: string, bytes: number): void };
+  ledger: Ledger;
   /** A failure of the cache that no client notices. */
   onFault: (operation: string, error: unknown) => void;
 }
@@ -69,7 +69,7 @@ export class CachedManifests {
 
   /** The bytes of a digest that has been resolved for this repository. @throws as {@link resolve} */
   async read(target: Target, digest: Digest): Promise<Buffer> {
-    return (await this.#stored(target, digest)) ?? (await this.#fetch(target, digest)).bytes;
+    return (await this.#stored(digest)) ?? (await this.#fetch(target, digest)).bytes;
   }
 
   /** Resolves when nothing is asked of any upstream. */
@@ -165,7 +165,7 @@ export class CachedManifests {
   async #bring(target: Target, digest: Digest, remote: Remote): Promise<Fetched> {
     const { catalog, clock } = this.#deps;
     const known = await this.#attempt("find manifest", () => catalog.findManifest(target.repository, digest));
-    const bytes = known && (await this.#stored(target, digest));
+    const bytes = known && (await this.#stored(digest));
     if (!known || !bytes) {
       try {
         return await this.#fetch(target, digest, remote);
@@ -207,7 +207,7 @@ export class CachedManifests {
   }
 
   /** @returns undefined where it is not here, or is no longer what its digest says */
-  async #stored(target: Target, digest: Digest): Promise<Buffer | undefined> {
+  async #stored(digest: Digest): Promise<Buffer | undefined> {
     const { memory, catalog, ledger, onFault } = this.#deps;
     const remembered = memory.get(digest);
     if (remembered) return remembered;
@@ -215,8 +215,7 @@ export class CachedManifests {
     if (!bytes) return undefined;
     if (digestOf(bytes, algorithmOf(digest)) !== digest) {
       onFault("read manifest", new DigestMismatch(`the stored bytes of ${digest} are damaged`));
-      await this.#attempt("remove manifest", () => catalog.removeManifests([digest]));
-      ledger.removed(target.upstream.name, bytes.length);
+      await this.#attempt("remove manifest", async () => ledger.removed(await catalog.removeManifests([digest])));
       return undefined;
     }
     memory.set(digest, bytes);

@@ -7,7 +7,7 @@ import { RegistryError } from "../oci/errors.ts";
 import { parseManifest, type Descriptor, type Manifest, type Platform } from "../oci/manifest.ts";
 import { isTag, type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
 import type { BlobStore } from "../store/blobs.ts";
-import type { Catalog } from "../store/catalog.ts";
+import type { Catalog, Ledger } from "../store/catalog.ts";
 import type { MemoryCache } from "../store/memory.ts";
 import type { Usage } from "../store/usage.ts";
 import type { Downloads } from "../transfer/download.ts";
@@ -34,7 +34,7 @@ export interface MirrorDeps {
   log: Logger;
   metrics: Metrics;
   /** Keeps the count of what is cached. */
-  ledger: { added(upstream: string, bytes: number): void; removed(upstream: string, bytes: number): void };
+  ledger: Ledger;
   /** A failure of the cache that no client notices. */
   onFault: (operation: string, error: unknown) => void;
 }

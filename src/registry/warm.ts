@@ -77,6 +77,8 @@ export class Warming {
         signal,
       );
       await Promise.all(told);
+      if (told.length === 0 && platforms.length > 0)
+        throw new Error(`${image} has nothing for ${platforms.join(", ")}: look at the platforms of its index`);
       await tell({ type: "done", image });
     } catch (error) {
       await tell({ type: "failed", image, message: (error as Error).message });
@@ -84,7 +86,14 @@ export class Warming {
   }
 }
 
+/** A platform without a variant stands for all of them: some indexes name `arm64`, others `arm64/v8`. */
 function wanted(platforms: readonly string[], { os, architecture, variant }: Platform): boolean {
   const named = `${os}/${architecture}`;
-  return platforms.length === 0 || platforms.includes(named) || platforms.includes(`${named}/${variant ?? ""}`);
+  return (
+    platforms.length === 0 ||
+    platforms.includes(named) ||
+    platforms.some(
+      (platform) => platform.startsWith(`${named}/`) && (variant === undefined || platform === `${named}/${variant}`),
+    )
+  );
 }

@@ -57,6 +57,13 @@ export interface Removed {
   upstream: string | null;
 }
 
+/** Keeps the count of what is cached. */
+export interface Ledger {
+  added(upstream: string, bytes: number): void;
+  /** @param rows what was really removed: two who find the same damage remove it once */
+  removed(rows: readonly Removed[]): void;
+}
+
 export interface Listing {
   body: string;
   fetchedAtMs: number;

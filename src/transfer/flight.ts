@@ -150,8 +150,9 @@ export class Flight {
 
   /** Whether a newcomer can be served by this flight. */
   get joinable(): boolean {
+    // One that has failed or was given up may still be putting its file in order: a newcomer waits for that, and starts the next.
+    if (this.#finished || this.#error !== undefined) return false;
     if (this.#state === "proven") return true;
-    // One that has just been given up is still putting its file in order: a newcomer waits for that, and starts the next.
     return !this.#abort.signal.aborted && (this.#state === "opening" || this.#state === "filling");
   }
 

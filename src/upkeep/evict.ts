@@ -2,7 +2,7 @@ import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { BlobStore } from "../store/blobs.ts";
-import type { Catalog, EvictionCandidate } from "../store/catalog.ts";
+import type { Catalog, EvictionCandidate, Ledger, Removed } from "../store/catalog.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Usage } from "../store/usage.ts";
 import type { MemoryCache } from "../store/memory.ts";
@@ -36,7 +36,7 @@ const FREE_TTL_MS: Milliseconds = 500;
  * What goes: partial files that nobody fetches, then cached content in the order of its last use. What stays: whatever was pushed,
  * and whatever is being read. One eviction runs at a time.
  */
-export class Evictor implements Space {
+export class Evictor implements Space, Ledger {
   readonly #deps: EvictorDeps;
   readonly #used = new Map<string, Bytes>();
   #reserved = 0;
@@ -69,8 +69,8 @@ export class Evictor implements Space {
   }
 
   /** Notes that content is gone. */
-  removed(upstream: string, bytes: Bytes): void {
-    this.added(upstream, -bytes);
+  removed(rows: readonly Removed[]): void {
+    for (const { upstream, sizeBytes } of rows) if (upstream !== null) this.added(upstream, -sizeBytes);
   }
 
   async reserve(bytes: Bytes, presentBytes: Bytes): Promise<Reservation | undefined> {
@@ -173,11 +173,8 @@ export class Evictor implements Space {
       ...(await catalog.removeBlobs(digestsOf("blob"))),
       ...(await catalog.removeManifests(digestsOf("manifest"))),
     ];
-    let gone = 0;
-    for (const { upstream, sizeBytes } of removed) {
-      gone += sizeBytes;
-      if (upstream !== null) this.removed(upstream, sizeBytes);
-    }
+    this.removed(removed);
+    const gone = removed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
     for (const { digest } of chosen) memory.delete(digest);
     for (const digest of digestsOf("blob")) {
       // It may have come back since its row went.

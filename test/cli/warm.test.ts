@@ -74,7 +74,8 @@ test("--platform leaves the other platforms upstream, and --json passes the even
   assert.equal(upstream.hits("GET", amd64.digest), 0);
 
   const none = await run(["warm", "app", "--platform", "linux/s390x", "--server", registry.url]);
-  assert.match(none.stdout, /^! app: nothing to bring for linux\/s390x$/m);
+  assert.equal(none.status, 1);
+  assert.match(none.stdout, /^✗ app: app has nothing for linux\/s390x: look at the platforms of its index$/m);
 });
 
 test("an image that can't be had is told, the others come, and the exit status is 1", async () => {

@@ -313,6 +313,7 @@ export class Flight {
         this.#signal.throwIfAborted();
         if (error instanceof NoRoom) throw error;
         this.#segments.giveBack(segment);
+        this.#advanced();
         await this.#deps.clock.sleep(this.#rota.failed(source, error), this.#signal);
       }
     }

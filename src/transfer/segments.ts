@@ -71,6 +71,8 @@ export class Segments {
     this.#active.delete(open);
     if (open.end === this.#frontier) this.#frontier = open.at;
     else if (open.at < open.end) this.#todo = [...this.#todo, open].sort((a, b) => a.at - b.at);
+    // One that broke after its last byte was the only thing between the watermark and what lies behind it.
+    this.#raise();
   }
 
   /** The next `bytes` of the segment are here. */

@@ -130,9 +130,9 @@ test("what is no manifest is refused with the reason", () => {
     ["{", /not JSON/],
     ["[]", /not a JSON object/],
     ["null", /not a JSON object/],
-    [{}, /schemaVersion is missing/],
+    [{}, /schemaVersion is not 2/],
     [{ schemaVersion: 1 }, /schema 1 manifests are not supported: push or pull/],
-    [{ schemaVersion: "2" }, /schemaVersion is "2", expected 2/],
+    [{ schemaVersion: "2" }, /schemaVersion is not 2/],
     [{ schemaVersion: 2, layers: {} }, /layers is not a list/],
     [{ schemaVersion: 2, layers: [1] }, /layers\[0\] is not a descriptor/],
     [{ schemaVersion: 2, layers: [descriptor, { ...descriptor, digest: "sha256:../x" }] }, /layers\[1\]\.digest/],
@@ -244,4 +244,9 @@ test("a media type is compared without parameters and case", () => {
   assert.equal(bareMediaType(undefined), undefined);
   assert.ok(Object.values(MEDIA_TYPES).every(isManifestType));
   assert.ok(!isManifestType("application/json"));
+});
+
+test("a key that differs from a meaningful one by case alone is refused: other decoders would read it", () => {
+  const body = { schemaVersion: 2, config: { digest: `sha256:${"a".repeat(64)}`, size: 1 }, layers: [], Manifests: [] };
+  assert.throws(() => parseManifest(Buffer.from(JSON.stringify(body)), undefined), /has a key Manifests, spelt otherwise/);
 });

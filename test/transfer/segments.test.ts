@@ -102,3 +102,16 @@ test("a segment goes on to the end only where it alone is missing", () => {
   assert.equal(second.end, 10 * STEP);
   assert.equal(segments.take(STEP), undefined);
 });
+
+test("a segment that breaks after its last byte lets the watermark pass over what lies behind it", () => {
+  const segments = new Segments(0);
+  segments.learnSize(300);
+  const [first, second] = [segments.take(100), segments.take(200)];
+  assert.ok(first && first !== "later" && second && second !== "later");
+  segments.advance(second, 200);
+  segments.finish(second);
+  segments.advance(first, 100);
+  segments.giveBack(first);
+  assert.equal(segments.contiguous, 300);
+  assert.equal(segments.take(100), undefined);
+});

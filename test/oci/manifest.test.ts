@@ -248,5 +248,8 @@ test("a media type is compared without parameters and case", () => {
 
 test("a key that differs from a meaningful one by case alone is refused: other decoders would read it", () => {
   const body = { schemaVersion: 2, config: { digest: `sha256:${"a".repeat(64)}`, size: 1 }, layers: [], Manifests: [] };
-  assert.throws(() => parseManifest(Buffer.from(JSON.stringify(body)), undefined), /has a key Manifests, spelt otherwise/);
+  assert.throws(
+    () => parseManifest(Buffer.from(JSON.stringify(body)), undefined),
+    /has a key Manifests, spelt otherwise/,
+  );
 });

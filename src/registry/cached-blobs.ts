@@ -7,11 +7,12 @@ import type { RepositoryName } from "../oci/reference.ts";
 import { BlobFault, type BlobReader, type BlobStore } from "../store/blobs.ts";
 import type { Catalog, Ledger, Owner } from "../store/catalog.ts";
 import { MAX_ENTRY_BYTES, type MemoryCache } from "../store/memory.ts";
+import { ProvingReader } from "../store/proving-reader.ts";
 import type { Usage } from "../store/usage.ts";
 import type { Downloads, FlightPlan } from "../transfer/download.ts";
 import type { BlobSource } from "../transfer/source.ts";
 import type { BlobAnswer } from "./answers.ts";
-import { attempt } from "./shared.ts";
+import { attempt, Beliefs } from "./shared.ts";
 import { ownerOf, type Target } from "./upstream.ts";
 
 export interface BlobDeps {
@@ -37,6 +38,8 @@ interface Boarding {
   owners: Map<RepositoryName, Owner>;
 }
 
+/** How long the proof of a file is good: what a disk changes is found by the first full read a day later. */
+const PROOF_LIFE_MS = 86_400_000;
 /** How often a client goes on by itself after joining the failed download of another repository. */
 const MAX_REBOARDINGS = 2;
 
@@ -49,6 +52,8 @@ const MAX_REBOARDINGS = 2;
 export class CachedBlobs {
   readonly #deps: BlobDeps;
   readonly #boardings = new Map<Digest, Boarding>();
+  /** Blobs whose file was hashed not long ago. */
+  readonly #proven = new Beliefs();
 
   constructor(deps: BlobDeps) {
     this.#deps = deps;
@@ -88,7 +93,7 @@ export class CachedBlobs {
 
   /** @returns undefined where it is not here, or not whole */
   async #stored(target: Target, digest: Digest, head: boolean): Promise<BlobAnswer | undefined> {
-    const { catalog, blobs, memory, usage, clock, ledger, onFault } = this.#deps;
+    const { catalog, blobs, memory, usage, clock, onFault } = this.#deps;
     const stored = await this.#attempt("find blob", () => catalog.findBlob(target.repository, digest));
     if (!stored) return undefined;
     let result: CacheResult = "hit";
@@ -101,13 +106,14 @@ export class CachedBlobs {
     const answer = { digest, sizeBytes: stored.sizeBytes, upstream: target.upstream.name, result };
     const remembered = memory.get(digest);
     if (remembered) return { ...answer, content: head ? undefined : remembered };
-    let reader: BlobReader | undefined;
+    let reader: (BlobReader & { sizeBytes: number }) | undefined;
     try {
       reader = await blobs.open(digest, stored.sizeBytes);
-      if (head || stored.sizeBytes > MAX_ENTRY_BYTES) {
-        if (head) reader.close();
-        return { ...answer, content: head ? undefined : reader };
+      if (head) {
+        reader.close();
+        return { ...answer, content: undefined };
       }
+      if (stored.sizeBytes > MAX_ENTRY_BYTES) return { ...answer, content: this.#proving(reader, digest) };
       const bytes = await readAll(reader, stored.sizeBytes);
       reader.close();
       if (digestOf(bytes, algorithmOf(digest)) !== digest)
@@ -118,14 +124,32 @@ export class CachedBlobs {
       reader?.close();
       onFault("open blob", error);
       // Unreadable is not gone: the file stays for a disk that recovers, and this pull goes upstream.
-      if (error instanceof BlobFault && error.fault !== "unreadable") {
-        await this.#attempt("quarantine", async () => {
-          ledger.removed(await catalog.removeBlobs([digest]));
-          await blobs.quarantine(digest);
-        });
-      }
+      if (error instanceof BlobFault && error.fault !== "unreadable") await this.#retire(digest);
       return undefined;
     }
+  }
+
+  /** The reader itself, or one that proves the file once more while it is read: the first to read it in a day pays for that. */
+  #proving(reader: BlobReader & { sizeBytes: number }, digest: Digest): BlobReader {
+    const { clock, onFault } = this.#deps;
+    if (this.#proven.holds(digest, clock.now())) return reader;
+    return new ProvingReader(reader, digest, (sound) => {
+      if (sound) {
+        this.#proven.believe(digest, clock.now(), PROOF_LIFE_MS);
+        return;
+      }
+      onFault("read blob", new BlobFault("corrupt", `the file of ${digest} is damaged`));
+      void this.#retire(digest);
+    });
+  }
+
+  /** Takes a damaged blob out of the way: the next pull fetches it anew. */
+  async #retire(digest: Digest): Promise<void> {
+    const { catalog, blobs, ledger } = this.#deps;
+    await this.#attempt("quarantine", async () => {
+      ledger.removed(await catalog.removeBlobs([digest]));
+      await blobs.quarantine(digest);
+    });
   }
 
   /** This repository's own upstream says that it has the blob. @throws RegistryError BLOB_UNKNOWN, RemoteError */
@@ -195,6 +219,7 @@ export class CachedBlobs {
       committed: async (sizeBytes) => {
         const isNew = await catalog.addBlob([...boarding.owners.values()], digest, sizeBytes, clock.now());
         if (isNew) ledger.added(target.upstream.name, sizeBytes);
+        this.#proven.believe(digest, clock.now(), PROOF_LIFE_MS);
       },
       ended: () => {
         if (this.#boardings.get(digest) === boarding) this.#boardings.delete(digest);

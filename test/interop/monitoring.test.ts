@@ -1,9 +1,10 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { before, suite, test } from "node:test";
 import { parse } from "yaml";
-import { makeFolder, run, startDaemon } from "./machine.ts";
+import { findProgram, makeFolder, run, startDaemon } from "./machine.ts";
 import { startTraffic } from "./traffic.ts";
 
 const GRAFANA = join(import.meta.dirname, "../../grafana");
@@ -61,6 +62,12 @@ suite("Prometheus and Grafana", () => {
       while (!stopped.signal.aborted) await traffic.round();
     })();
     try {
+      const text = await (await fetch(`http://${traffic.entrepot.host}/metrics`)).text();
+      const { status, stderr } = spawnSync(findProgram("promtool"), ["check", "metrics"], {
+        input: text,
+        encoding: "utf8",
+      });
+      assert.equal(status, 0, stderr);
       await assertAnswered(prometheus, dashboard, rules, going);
     } finally {
       stopped.abort();

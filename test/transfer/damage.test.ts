@@ -3,7 +3,8 @@ import { mkdir, readdir, rm, truncate, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { test } from "node:test";
 import { hexOf } from "../../src/oci/digest.ts";
-import { assertWhole } from "./client.ts";
+import { startRegistry } from "../kit/registry.ts";
+import { assertWhole, Client } from "./client.ts";
 import { MIB, startStage, stored, type Stage } from "./stage.ts";
 
 /** Large enough that it is read from its file each time. */
@@ -66,6 +67,26 @@ test("a small stored file with a flipped byte is not served, and is fetched agai
   await writeFile(pathOf(stage), Buffer.alloc(SMALL));
   await assertWhole(stage.pull(), stage.layer);
   assert.equal(stage.upstream.hits("GET", stage.layer.digest), 2);
+});
+
+test("a large stored file with a flipped byte is broken off before its end at its first pull after a start, and is fetched again", async () => {
+  await using stage = await startWithStored(LARGE);
+  const { upstream, layer, mirror } = stage;
+  await mirror.stop();
+  const path = pathOf(stage);
+  await writeFile(path, Buffer.from(layer.bytes).fill(layer.bytes.readUInt8(700_000) ^ 1, 700_000, 700_001));
+  await using restarted = await startRegistry({ upstreams: { "docker.io": upstream }, root: mirror.root });
+  const url = `${restarted.url}/v2/library/app/blobs/${layer.digest}`;
+  const { whole, sizeBytes } = await new Client(url).outcome;
+  assert.equal(whole, false);
+  assert.ok(sizeBytes < layer.sizeBytes);
+  await restarted.until(
+    async () => (await readdir(join(restarted.root, "quarantine"))).length === 1,
+    "it is set aside",
+  );
+  assert.equal(await restarted.metric("entrepot_cache_errors_total", { operation: "read blob" }), 1);
+  await assertWhole(new Client(url), layer);
+  assert.equal(upstream.hits("GET", layer.digest), 2);
 });
 
 test("a file that is cut while it is being sent: the answer is broken off, never ended short, and the next pull is whole", async () => {

@@ -44,6 +44,8 @@ export interface AppOptions {
   clock?: Clock;
 }
 
+const DAY_MS = 86_400_000;
+
 /**
  * Constructs the daemon and starts it: the only place that constructs. Dials nothing: an upstream that is away does not keep it from starting.
  * @throws Error naming cause and remedy: storage not writable or in use, address taken
@@ -120,6 +122,12 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
       onFault,
     }),
   );
+  // What is still being asked of an upstream must not keep the daemon from stopping: flights keep their files, then connections are cut.
+  stack.defer(async () => {
+    await downloads[Symbol.asyncDispose]();
+    const remotes = [...upstreams.values()].flatMap((upstream) => upstream.remotes);
+    await Promise.all(remotes.map((remote) => remote[Symbol.asyncDispose]()));
+  });
   const registry = new Registry(names, mirror, catalog);
   const warming = new Warming({ mirror, names, clock, progress: () => downloads.progress });
   exposeState(metrics, { evictor, downloads, upstreams, blobs });
@@ -143,9 +151,15 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   });
 
   const upkeep = new AbortController();
-  const recovered = recover({ catalog, blobs, clock, log, inFlight }, upkeep.signal).catch((error: unknown) =>
-    onFault("recover", error),
-  );
+  const listingLifeMs = Math.max(0, ...Object.values(config.upstreams).map(({ maxStale }) => maxStale));
+  const recovered = (async () => {
+    while (!upkeep.signal.aborted) {
+      await recover({ catalog, blobs, clock, log, listingLifeMs, inFlight }, upkeep.signal).catch((error: unknown) =>
+        onFault("recover", error),
+      );
+      await clock.sleep(DAY_MS, upkeep.signal).catch(() => undefined);
+    }
+  })();
   stack.defer(async () => {
     upkeep.abort();
     await recovered;

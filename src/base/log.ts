@@ -41,7 +41,7 @@ export async function createLog(options: LogOptions): Promise<Logger> {
           ignore: "pid,hostname",
           sync: true,
         })
-      : flushed(pino.destination({ dest: 1, sync: false, minLength: 8_192 })));
+      : new StandardOutput());
   return pino(
     {
       level: options.level,
@@ -54,9 +54,40 @@ export async function createLog(options: LogOptions): Promise<Logger> {
 }
 
 const FLUSH_MS = 100;
+const RETRY_MS = 1_000;
+/** Lines beyond it are dropped while nobody takes them: a reader that stands still must not fill the memory. */
+const MAX_WAITING_BYTES = 4 * 1024 * 1024;
 
-/** Lines go out in blocks, and none waits longer than a tenth of a second. */
-function flushed(destination: ReturnType<typeof pino.destination>): DestinationStream {
-  setInterval(() => destination.flush(), FLUSH_MS).unref();
-  return destination;
+/**
+ * Standard output, written in blocks; no line waits longer than a tenth of a second. A log that can't be written (the disk under it is
+ * full) ends neither the daemon nor its stop: lines are dropped, and a second later it is tried again.
+ */
+class StandardOutput implements DestinationStream {
+  #out: ReturnType<typeof pino.destination> | undefined;
+  #retryAtMs = 0;
+
+  constructor() {
+    setInterval(() => this.#out?.flush(), FLUSH_MS).unref();
+  }
+
+  write(line: string): void {
+    if (!this.#out && performance.now() >= this.#retryAtMs) this.#out = this.#open();
+    this.#out?.write(line);
+  }
+
+  flush(done?: (error?: Error) => void): void {
+    if (this.#out) this.#out.flush(done);
+    else done?.();
+  }
+
+  #open(): ReturnType<typeof pino.destination> {
+    const out = pino.destination({ dest: 1, sync: false, minLength: 8_192, maxLength: MAX_WAITING_BYTES });
+    out.on("error", () => {
+      // Destroyed, not kept: at the end of the process it would try for ever to write what it holds.
+      out.destroy();
+      if (this.#out === out) this.#out = undefined;
+      this.#retryAtMs = performance.now() + RETRY_MS;
+    });
+    return out;
+  }
 }

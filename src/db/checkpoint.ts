@@ -21,7 +21,11 @@ export class Checkpointer {
     this.#file = file;
     this.#moveTheRest = moveTheRest;
     this.#timer = setInterval(() => {
-      if (this.#written) this.#running ??= this.#checkpoint().finally(() => (this.#running = undefined));
+      if (!this.#written) return;
+      // A thread that the system refuses is tried again in the next round.
+      this.#running ??= this.#checkpoint()
+        .catch(() => this.written())
+        .finally(() => (this.#running = undefined));
     }, INTERVAL_MS);
     this.#timer.unref();
   }

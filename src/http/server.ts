@@ -37,6 +37,15 @@ interface Facts {
   upstream?: string | undefined;
 }
 
+interface Answered {
+  id: string;
+  path: string;
+  code: number;
+  seconds: number;
+  facts: Facts;
+  failure: unknown;
+}
+
 /**
  * The HTTP server: an id, a clock, one log line and the metrics around every request, then `/v2/`, then the other routes.
  * Guards against slow clients: the head has to arrive within headersTimeout, bodies have to progress (`send.ts`).
@@ -134,13 +143,17 @@ export class HttpServer {
     ctx.state["note"] = (more: Partial<Facts>) => Object.assign(facts, more);
     ctx.res.setHeader("x-request-id", id);
     metrics.httpInFlight.inc();
+    // Not Koa's: that one throws on a target that is no path.
+    const path = (ctx.req.url ?? "/").split("?", 1)[0] ?? "/";
     let failure: unknown;
     try {
+      if (!path.startsWith("/"))
+        throw new RegistryError("UNKNOWN", "the request's target is not a path", { status: 400 });
       await next();
     } catch (error) {
       failure = error;
       ctx.respond = false;
-      if (!(error instanceof ClientGone)) writeError(ctx.res, ctx.path, ctx.method, toClientError(error, id));
+      if (!(error instanceof ClientGone)) writeError(ctx.res, path, ctx.method, toClientError(error, id));
       else ctx.res.destroy();
     }
     if (!ctx.req.complete) discardBody(ctx.req, ctx.res);
@@ -150,10 +163,10 @@ export class HttpServer {
     metrics.httpInFlight.dec();
     metrics.httpRequests.inc({ handler: facts.handler, method: knownMethod(method), code });
     metrics.httpDuration.observe({ handler: facts.handler, method: knownMethod(method) }, seconds);
-    this.#logRequest(ctx, id, code, seconds, facts, failure);
+    this.#logRequest(ctx, { id, path, code, seconds, facts, failure });
   }
 
-  #logRequest(ctx: Koa.Context, id: string, code: number, seconds: number, facts: Facts, failure: unknown): void {
+  #logRequest(ctx: Koa.Context, { id, path, code, seconds, facts, failure }: Answered): void {
     const { log, logRequests } = this.#deps;
     const unexpected = failure !== undefined && !(failure instanceof RegistryError) && !(failure instanceof ClientGone);
     if (!logRequests && !unexpected) return;
@@ -161,7 +174,7 @@ export class HttpServer {
       id,
       method: ctx.method,
       // The query may hold what is not ours to log; the path is the client's own words, cut.
-      path: ctx.path.slice(0, 300),
+      path: path.slice(0, 300),
       code,
       ms: Math.round(seconds * 10_000) / 10,
       ...facts,

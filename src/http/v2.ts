@@ -26,7 +26,7 @@ export interface V2Deps {
   progress: ProgressRule;
 }
 
-const API_VERSION = { "docker-distribution-api-version": "registry/2.0" };
+const API_VERSION = { "docker-distribution-api-version": "registry/2.0", "x-content-type-options": "nosniff" };
 const PULL_METHODS = new Set(["GET", "HEAD"]);
 const MAX_PAGE = 10_000;
 

@@ -62,6 +62,7 @@ const KNOWN_IMAGE: ReadonlySet<string> = new Set([
 ]);
 const KNOWN_INDEX: ReadonlySet<string> = new Set([MEDIA_TYPES.ociIndex, MEDIA_TYPES.dockerList]);
 
+const MANIFEST_TYPE = /^application\/[A-Za-z0-9.+_-]{1,127}$/;
 const MEANINGFUL_KEYS: ReadonlySet<string> = new Set(["manifests", "layers", "config", "blobs", "subject"]);
 
 /** Whether the type is one of a manifest or index that Entrepot understands. */
@@ -98,6 +99,8 @@ export function parseManifest(bytes: Uint8Array, contentType: string | undefined
   const sent = bareMediaType(contentType);
   const own = body["mediaType"];
   if (own !== undefined && typeof own !== "string") throw invalid("mediaType is not a string");
+  // It becomes the Content-Type of our answer: never one that a browser would run.
+  if (own !== undefined && !MANIFEST_TYPE.test(own)) throw invalid("mediaType is not that of a manifest");
   const sentIsManifest = sent !== undefined && isManifestType(sent);
   if (own !== undefined && sentIsManifest && own !== sent) {
     throw invalid(`it says it is ${own.slice(0, 140)} but was sent as ${sent}`);

@@ -139,7 +139,8 @@ export class CachedBlobs {
         return;
       }
       onFault("read blob", new BlobFault("corrupt", `the file of ${digest} is damaged`));
-      void this.#retire(digest);
+      // A slow reader may tell of a file that has been replaced by a sound one.
+      if (!this.#proven.holds(digest, clock.now())) void this.#retire(digest);
     });
   }
 

@@ -54,7 +54,7 @@ export class Registry {
     return new RegistryError(
       "UNSUPPORTED",
       located.kind === "cached"
-        ? `${located.repository} is a cached copy of ${located.upstream}: push to ${located.upstream} itself, or to a hosted namespace`
+        ? `${located.repository} is a cached copy of ${located.upstream}: push to ${located.upstream} itself`
         : `${located.repository} is hosted here, and this version takes no pushes`,
     );
   }

@@ -131,14 +131,16 @@ export class FileBlobStore implements BlobStore {
   }
 
   async leftovers(): Promise<Leftover[]> {
-    const found: Leftover[] = [];
-    for (const name of await readdir(join(this.#root, "staging"))) {
-      const digest = name.replace(/\.parts?$/, "").replace("-", ":");
-      if (!isDigest(digest)) continue;
-      const stats = await stat(join(this.#root, "staging", name)).catch(() => undefined);
-      if (stats) found.push({ digest, sizeBytes: stats.size, modifiedAtMs: stats.mtimeMs });
-    }
-    return found;
+    const names = await readdir(join(this.#root, "staging"));
+    const found = await Promise.all(
+      names.map(async (name): Promise<Leftover[]> => {
+        const digest = name.replace(/\.parts?$/, "").replace("-", ":");
+        if (!isDigest(digest)) return [];
+        const stats = await stat(join(this.#root, "staging", name)).catch(() => undefined);
+        return stats ? [{ digest, sizeBytes: stats.size, modifiedAtMs: stats.mtimeMs }] : [];
+      }),
+    );
+    return found.flat();
   }
 
   async removeLeftover(digest: Digest): Promise<void> {

@@ -342,6 +342,13 @@ export class Catalog {
     });
   }
 
+  /** Forgets lists that were fetched before a moment: nothing serves them any more. */
+  async removeListings(beforeMs: number): Promise<void> {
+    await this.#db.transaction("lazy", (tx) =>
+      tx.run("DELETE FROM listings WHERE fetched_at < :beforeMs", { beforeMs }),
+    );
+  }
+
   /** Repositories in order of their names, after `last` (exclusive). */
   async listRepositories(last: string, limit: number): Promise<RepositoryName[]> {
     const rows = await this.#db.all<{ name: RepositoryName }>(

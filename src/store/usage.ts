@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Catalog } from "./catalog.ts";
@@ -31,8 +32,11 @@ export class Usage implements AsyncDisposable {
     const used = [...this.#used];
     this.#used = new Set();
     try {
-      for (let at = 0; at < used.length; at += BATCH)
+      for (let at = 0; at < used.length; at += BATCH) {
         await this.#catalog.touch(used.slice(at, at + BATCH), this.#clock.now());
+        // SQLite answers within the same turn: let requests have theirs between two batches.
+        await turn();
+      }
     } catch (error) {
       this.#onFault("touch", error);
     }

@@ -6,6 +6,10 @@ import { DigestMismatch } from "./source.ts";
 /** A reader that starts no more than this beyond the watermark waits for it. */
 const FAR_BYTES = 8 * 1024 * 1024;
 
+/** So many readers of far ranges have connections of their own; more would leave none to the fills, and wait for theirs. */
+const MAX_AHEAD = 4;
+let ahead = 0;
+
 /** The face a flight shows to its readers. */
 export interface FlightView {
   size(): number | undefined;
@@ -36,6 +40,7 @@ export class FlightReader implements BlobReader {
   #given = false;
   #range: ByteRange | undefined;
   #alone: PassThrough | undefined;
+  #isAhead = false;
   #closed = false;
 
   /** @param release to be called when the reader is closed */
@@ -64,10 +69,14 @@ export class FlightReader implements BlobReader {
 
   narrow(range: ByteRange): void {
     this.#range = range;
-    const ahead = range.firstByte - Math.max(0, this.#flight.readable());
-    // Waiting for all that lies before it would take longer than to ask for just that range, while the fill goes on.
-    if (this.#alone || ahead > FAR_BYTES) {
-      this.#alone?.close();
+    const distance = range.firstByte - Math.max(0, this.#flight.readable());
+    if (this.#alone) {
+      this.#alone.close();
+      this.#alone = this.#passThrough(range.firstByte);
+    } else if (distance > FAR_BYTES && ahead < MAX_AHEAD) {
+      // Waiting for all that lies before it would take longer than to ask for just that range, while the fill goes on.
+      this.#isAhead = true;
+      ahead++;
       this.#alone = this.#passThrough(range.firstByte);
     }
   }
@@ -104,6 +113,7 @@ export class FlightReader implements BlobReader {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    if (this.#isAhead) ahead--;
     this.#alone?.close();
     this.#release();
   }

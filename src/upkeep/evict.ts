@@ -109,8 +109,11 @@ export class Evictor implements Space, Ledger {
   /** @param bytes what the content takes in all; `unwritten` of them are not on the disk yet */
   async #makeRoom(bytes: Bytes, unwritten: Bytes): Promise<boolean> {
     const { limits, blobs, inFlight, usage, metrics } = this.#deps;
-    if (bytes > limits.cacheMaxSize) return false;
-    const partials = (await blobs.leftovers()).filter(({ digest }) => !inFlight().has(digest));
+    // What is on its way can't be evicted: then nothing else needs to go either.
+    if (this.#reserved + bytes > limits.cacheMaxSize) return false;
+    const leftovers = await blobs.leftovers();
+    const flying = inFlight();
+    const partials = leftovers.filter(({ digest }) => !flying.has(digest));
     let used = this.#reserved;
     for (const each of [...this.#used.values(), ...partials.map(({ sizeBytes }) => sizeBytes)]) used += each;
     let missing = Math.max(
@@ -149,10 +152,11 @@ export class Evictor implements Space, Ledger {
     for (let limit = BATCH; gone < missing;) {
       const candidates = await catalog.evictionCandidates(limit);
       const chosen: EvictionCandidate[] = [];
+      const flying = inFlight();
       let promised = 0;
       for (const candidate of candidates) {
         if (promised >= missing - gone) break;
-        if (blobs.isOpen(candidate.digest) || inFlight().has(candidate.digest)) continue;
+        if (blobs.isOpen(candidate.digest) || flying.has(candidate.digest)) continue;
         chosen.push(candidate);
         promised += candidate.sizeBytes;
       }

@@ -11,19 +11,22 @@ export interface RecoverDeps {
   blobs: BlobStore;
   clock: Clock;
   log: Logger;
+  /** How long a list of tags or referrers may be served at most. */
+  listingLifeMs: Milliseconds;
   inFlight: () => ReadonlySet<Digest>;
 }
 
 /**
  * Puts in order what an earlier run left: partial files stay for the next pull unless they are a week old; blobs without a row
  * (killed between the rename and the commit, or between the eviction of the row and of the file) are removed.
- * Runs beside the serving of requests, one file at a time.
+ * Lists of tags and referrers that may not be served any more go, too. Runs beside the serving of requests, one file at a time.
  */
 export async function recover(deps: RecoverDeps, signal: AbortSignal): Promise<{ partials: number; orphans: number }> {
   const { catalog, blobs, clock, log, inFlight } = deps;
   const startedAtMs = clock.now();
   let partials = 0;
   let orphans = 0;
+  await catalog.removeListings(startedAtMs - deps.listingLifeMs);
   for (const { digest, modifiedAtMs } of await blobs.leftovers()) {
     if (signal.aborted) break;
     if (startedAtMs - modifiedAtMs < PARTIAL_LIFE_MS || inFlight().has(digest)) continue;

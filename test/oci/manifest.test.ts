@@ -253,3 +253,13 @@ test("a key that differs from a meaningful one by case alone is refused: other d
     /has a key Manifests, spelt otherwise/,
   );
 });
+
+test("a media type that a browser would run is no manifest's", () => {
+  for (const mediaType of ["text/html", "application/x\ny", "image/svg+xml"]) {
+    const body = { schemaVersion: 2, mediaType, config: { digest: `sha256:${"a".repeat(64)}`, size: 1 }, layers: [] };
+    assert.throws(
+      () => parseManifest(Buffer.from(JSON.stringify(body)), "application/json"),
+      /mediaType is not that of a manifest/,
+    );
+  }
+});

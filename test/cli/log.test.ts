@@ -26,7 +26,10 @@ test("a log on a full disk ends nobody's pulls: the daemon goes on, and still st
   await using full = await open("/dev/full", "w");
   const socketPath = join(folder, "s");
   const config = join(folder, "entrepot.yaml");
-  await writeFile(config, `server: {listen: "unix:${socketPath}"}\nstorage: {root: ${join(folder, "data")}, minFree: 0}\n`);
+  await writeFile(
+    config,
+    `server: {listen: "unix:${socketPath}"}\nstorage: {root: ${join(folder, "data")}, minFree: 0}\n`,
+  );
   const child = spawn(process.execPath, [MAIN, "serve", "--config", config], { stdio: ["ignore", full.fd, "ignore"] });
   const ended = once(child, "exit");
   try {

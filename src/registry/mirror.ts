@@ -1,42 +1,24 @@
 import PQueue from "p-queue";
-import type { Clock } from "../base/clock.ts";
-import type { Logger } from "../base/log.ts";
-import type { CacheKind, CacheResult, Metrics } from "../base/metrics.ts";
+import type { CacheKind, CacheResult } from "../base/metrics.ts";
 import { algorithmOf, hexOf, type Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { parseManifest, type Descriptor, type Manifest, type Platform } from "../oci/manifest.ts";
 import { isTag, type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
-import type { BlobStore } from "../store/blobs.ts";
-import type { Catalog, Ledger } from "../store/catalog.ts";
-import type { MemoryCache } from "../store/memory.ts";
-import type { Usage } from "../store/usage.ts";
-import type { Downloads } from "../transfer/download.ts";
 import type { BlobSource } from "../transfer/source.ts";
 import { toRegistryError, type BlobAnswer, type ListAnswer, type ManifestAnswer } from "./answers.ts";
-import { CachedBlobs } from "./cached-blobs.ts";
-import { CachedManifests } from "./cached-manifests.ts";
-import { Listings, type Asked } from "./listings.ts";
+import { CachedBlobs, type BlobDeps } from "./cached-blobs.ts";
+import { CachedManifests, type ManifestDeps } from "./cached-manifests.ts";
+import { Listings, type Asked, type ListingDeps } from "./listings.ts";
 import type { Located, Names } from "./names.ts";
 import { Beliefs } from "./shared.ts";
 import type { Target, Upstream } from "./upstream.ts";
 
 type Cached = Extract<Located, { kind: "cached" }>;
 
-export interface MirrorDeps {
+/** What its parts need, and where the upstreams are. */
+export interface MirrorDeps extends ManifestDeps, ListingDeps, Omit<BlobDeps, "sourcesOf"> {
   upstreams: ReadonlyMap<string, Upstream>;
   names: Names;
-  catalog: Catalog;
-  blobs: BlobStore;
-  memory: MemoryCache;
-  usage: Usage;
-  downloads: Downloads;
-  clock: Clock;
-  log: Logger;
-  metrics: Metrics;
-  /** Keeps the count of what is cached. */
-  ledger: Ledger;
-  /** A failure of the cache that no client notices. */
-  onFault: (operation: string, error: unknown) => void;
 }
 
 /** Told of every blob before and after it is here. */

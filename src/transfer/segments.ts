@@ -45,10 +45,12 @@ export class Segments {
 
   /**
    * Takes what is to be fetched next.
-   * @param step at most so many bytes; undefined: all the rest
+   * @param wanted at most so many bytes, and never more than the window; undefined: all the rest
    * @returns "later" where that would lie too far ahead of the watermark; undefined where nothing is left
    */
-  take(step: number | undefined): Segment | "later" | undefined {
+  take(wanted: number | undefined): Segment | "later" | undefined {
+    // A step wider than the window would never be given out.
+    const step = wanted === undefined ? undefined : Math.min(wanted, PARALLEL_WINDOW_BYTES);
     const back = this.#todo.shift();
     if (back) {
       this.#active.add(back);

@@ -115,3 +115,9 @@ test("a segment that breaks after its last byte lets the watermark pass over wha
   assert.equal(segments.contiguous, 300);
   assert.equal(segments.take(100), undefined);
 });
+
+test("a step wider than the window is cut to it, and not put off for ever", () => {
+  const segments = new Segments(0);
+  segments.learnSize(3 * PARALLEL_WINDOW_BYTES);
+  assert.deepEqual({ ...(segments.take(2 * PARALLEL_WINDOW_BYTES) as Segment) }, { at: 0, end: PARALLEL_WINDOW_BYTES });
+});

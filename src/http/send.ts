@@ -2,6 +2,7 @@ import type { ServerResponse } from "node:http";
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { ByteRange } from "../oci/range.ts";
 import type { BlobReader } from "../store/blobs.ts";
+import { SharedPieces, type Piece } from "./pieces.ts";
 
 /** The least that a connection has to move, or it is cut: `minBytes` in every `interval`. */
 export interface ProgressRule {
@@ -17,11 +18,13 @@ export class ClientGone extends Error {
 // Measured on two cores: pieces of 512 KiB cost 0.28 CPU seconds a GiB, of 64 KiB 0.55; larger ones only cost memory.
 const PIECE_BYTES = 512 * 1024;
 const LEAST_PIECE_BYTES = 64 * 1024;
-/** About so much memory for all sends together: beyond it, pieces get smaller. */
+/** About so much memory for the pieces of single sends: beyond it, they get smaller. */
 const BUDGET_BYTES = 8 * 1024 * 1024;
-/** So few sends read ahead, which keeps one of them busy; more keep each other busy, and a second buffer would only cool the cache. */
+/** So few sends read ahead, which keeps one of them busy; more keep each other busy, and share what they read. */
 const FEW = 3;
+const MAX_SHARED = 16;
 
+const shared = new SharedPieces(PIECE_BYTES, MAX_SHARED);
 let sending = 0;
 
 /**
@@ -37,9 +40,7 @@ export async function sendBlob(
   rule: ProgressRule,
 ): Promise<number> {
   sending++;
-  const readAhead = sending <= FEW;
-  const pieceBytes = Math.max(LEAST_PIECE_BYTES, Math.min(PIECE_BYTES, Math.floor(BUDGET_BYTES / sending)));
-  const buffers = Array.from({ length: readAhead ? 2 : 1 }, () => Buffer.allocUnsafeSlow(pieceBytes));
+  const takeOwn = ownPieces(reader);
   // One slot for the one promise that is being waited for. Promise.race with a lasting promise would leave a reaction on it for every piece.
   let interrupt: ((gone: ClientGone) => void) | undefined;
   const unlessGone = <T>(work: Promise<T>): Promise<T> =>
@@ -56,20 +57,31 @@ export async function sendBlob(
     const end = range ? range.lastByte + 1 : (reader.sizeBytes ?? Infinity);
     let position = first;
     let writing: Promise<void> | undefined;
-    for (let turn = 0; ; turn++) {
-      if (writing && !readAhead) await unlessGone(writing);
-      const buffer = buffers[turn % buffers.length] as Buffer;
-      const wanted = Math.min(buffer.length, end - position);
-      const piece = wanted === buffer.length ? buffer : buffer.subarray(0, wanted);
-      const bytes = wanted > 0 ? await unlessGone(reader.read(piece, position)) : 0;
-      if (writing && readAhead) await unlessGone(writing);
-      if (bytes === 0) break;
-      position += bytes;
-      writing = write(response, bytes === buffer.length ? buffer : buffer.subarray(0, bytes));
+    for (;;) {
+      const few = sending <= FEW;
+      if (writing && !few) await unlessGone(writing);
+      if (position === end) break;
+      const common =
+        !few && reader.content && shared.startsAt(position) ? shared.take(reader.content, reader, position) : undefined;
+      const piece = common ?? takeOwn(position, end);
+      let taken: Buffer;
+      try {
+        taken = await unlessGone(piece.bytes);
+        if (writing && few) await unlessGone(writing);
+      } catch (error) {
+        piece.release();
+        throw error;
+      }
+      if (taken.length === 0) break;
+      // A shared piece may go on beyond a range's end.
+      if (position + taken.length > end) taken = taken.subarray(0, end - position);
+      position += taken.length;
+      writing = write(response, taken).finally(piece.release);
       // It is awaited in the next turn; until then its failure must not count as unhandled.
       writing.then(guard.caughtUp, () => undefined);
-      guard.moved(bytes);
+      guard.moved(taken.length);
     }
+    if (writing) await unlessGone(writing);
     if (end !== Infinity && position !== end) throw new Error(`the blob ended at ${position}, before byte ${end}`);
     return position - first;
   } finally {
@@ -85,6 +97,18 @@ export function guardEnd(response: ServerResponse, rule: ProgressRule): void {
   const guard = guardProgress(response, rule);
   guard.moved(pendingBytes(response));
   response.once("close", guard.stop);
+}
+
+/** Pieces in buffers of this send alone, used again and again: one, or two where it reads ahead. */
+function ownPieces(reader: BlobReader): (position: number, end: number) => Piece {
+  const pieceBytes = Math.max(LEAST_PIECE_BYTES, Math.min(PIECE_BYTES, Math.floor(BUDGET_BYTES / sending)));
+  const free: Buffer[] = [];
+  return (position, end) => {
+    const buffer = free.pop() ?? Buffer.allocUnsafeSlow(pieceBytes);
+    const target = end - position < buffer.length ? buffer.subarray(0, end - position) : buffer;
+    const bytes = reader.read(target, position).then((length) => target.subarray(0, length));
+    return { bytes, release: () => free.push(buffer) };
+  };
 }
 
 function write(response: ServerResponse, chunk: Buffer): Promise<void> {

@@ -17,6 +17,7 @@ import {
   PARALLEL_WINDOW_BYTES,
   type BlobReader,
   type BlobStore,
+  type Content,
   type Leftover,
   type StagedBlob,
 } from "./blobs.ts";
@@ -57,9 +58,14 @@ function codeOf(error: unknown): string | undefined {
   return (error as NodeJS.ErrnoException | undefined)?.code;
 }
 
+/** A file that someone reads now. */
+interface OpenFile {
+  readers: number;
+}
+
 export class FileBlobStore implements BlobStore {
   readonly #root: string;
-  readonly #open = new Map<Digest, number>();
+  readonly #open = new Map<Digest, OpenFile>();
   /** A read failed: the next one to ask is told so, and fetches it again. */
   readonly #failed = new Set<Digest>();
 
@@ -95,13 +101,14 @@ export class FileBlobStore implements BlobStore {
       if (error instanceof BlobFault) throw error;
       throw new BlobFault("unreadable", `the file of ${digest} is unreadable`, { cause: error });
     }
-    this.#open.set(digest, (this.#open.get(digest) ?? 0) + 1);
-    return new FileReader(fd, sizeBytes, {
+    const file = this.#open.get(digest) ?? { readers: 0 };
+    this.#open.set(digest, file);
+    file.readers++;
+    return new FileReader(fd, sizeBytes, file, {
       failed: () => this.#failed.add(digest),
       closed: () => {
-        const others = (this.#open.get(digest) ?? 1) - 1;
-        if (others === 0) this.#open.delete(digest);
-        else this.#open.set(digest, others);
+        file.readers--;
+        if (file.readers === 0 && this.#open.get(digest) === file) this.#open.delete(digest);
       },
     });
   }
@@ -153,6 +160,8 @@ export class FileBlobStore implements BlobStore {
   }
 
   async quarantine(digest: Digest): Promise<void> {
+    // Whoever opens it from now on reads another file.
+    this.#open.delete(digest);
     const to = join(this.#root, "quarantine", `${digest.replace(":", "-")}-${Date.now()}`);
     await rename(this.#path(digest), to).catch((error: unknown) => {
       if (codeOf(error) !== "ENOENT") throw error;
@@ -200,14 +209,16 @@ async function sizeOf(path: string): Promise<number | undefined> {
 
 class FileReader implements BlobReader {
   readonly sizeBytes: number;
+  readonly content: Content;
   readonly #fd: number;
   readonly #on: { failed: () => void; closed: () => void };
   #reading = 0;
   #closed = false;
 
-  constructor(fd: number, sizeBytes: number, on: { failed: () => void; closed: () => void }) {
+  constructor(fd: number, sizeBytes: number, content: Content, on: { failed: () => void; closed: () => void }) {
     this.#fd = fd;
     this.sizeBytes = sizeBytes;
+    this.content = content;
     this.#on = on;
   }
 

@@ -1,12 +1,17 @@
 import type { Digest } from "../oci/digest.ts";
 import type { ByteRange } from "../oci/range.ts";
 
+/** Stands for the bytes of one stored file while anybody reads it. */
+export type Content = object;
+
 /** A readable piece of content of which all bytes may not be here yet. One reader, one position at a time. */
 export interface BlobReader {
   /** Undefined while the size is unknown: upstream sent no length. */
   readonly sizeBytes: number | undefined;
   /** True where there is no room to keep what is read, and each reader has a download of its own. */
   readonly passedThrough?: boolean;
+  /** Readers with the same one read the same bytes: what one has read need not be read by the others. */
+  readonly content?: Content;
   /** Tells, before the first read, that only these bytes will be read: a source that is far from them may fetch just them. */
   narrow?(range: ByteRange): void;
   /**

@@ -1,12 +1,14 @@
 import {
   close as closeFd,
   constants,
+  fdatasync,
   fstat,
   fsync,
   ftruncate,
   open as openFd,
   read as readFd,
   writev as writevFd,
+  type Stats,
 } from "node:fs";
 import { mkdir, open, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
 import { dirname, join } from "node:path";
@@ -14,12 +16,14 @@ import { promisify } from "node:util";
 import { algorithmOf, hexOf, isDigest, type Digest } from "../oci/digest.ts";
 import {
   BlobFault,
-  PARALLEL_WINDOW_BYTES,
   type BlobReader,
   type BlobStore,
   type Content,
   type Leftover,
   type StagedBlob,
+  type StagedFile,
+  type StagedUpload,
+  type UploadFile,
 } from "./blobs.ts";
 
 /*
@@ -27,17 +31,18 @@ import {
  *
  *   blobs/sha256/ab/ab12…        content, complete and proven; never written again
  *   staging/sha256-ab12….part    on its way: its bytes are there from 0 to its end
- *   staging/sha256-ab12….parts   on its way over several connections: may have holes within its last PARALLEL_WINDOW_BYTES
+ *   staging/sha256-ab12….part-N  on its way over several connections: its first N bytes are there, beyond them it may have holes
+ *   uploads/UUID                 what a client uploads, from 0 to its end: its size is how far the client has come
  *   quarantine/sha256-ab12…-TIME damaged content, for inspection
  *   entrepot.db                  metadata (not ours)
  */
 
-/** What the name of a partial file ends with while it may have holes. */
-const PARALLEL = "s";
+const PARTIAL = /^(sha\d+)-([0-9a-f]+)\.part(?:-(\d+))?$/;
 
 const closeFile = promisify(closeFd);
 const statFile = promisify(fstat);
 const syncFile = promisify(fsync);
+const syncData = promisify(fdatasync);
 const truncateFile = promisify(ftruncate);
 const openFile = promisify(openFd);
 
@@ -68,6 +73,8 @@ export class FileBlobStore implements BlobStore {
   readonly #open = new Map<Digest, OpenFile>();
   /** A read failed: the next one to ask is told so, and fetches it again. */
   readonly #failed = new Set<Digest>();
+  /** Who is alone with a digest, or waits to be: the last of them. */
+  readonly #turns = new Map<Digest, Promise<void>>();
 
   private constructor(root: string) {
     this.#root = root;
@@ -75,7 +82,7 @@ export class FileBlobStore implements BlobStore {
 
   /** @throws Error naming the folder where it can't be created or written */
   static async open(root: string): Promise<FileBlobStore> {
-    for (const folder of ["blobs/sha256", "blobs/sha512", "staging", "quarantine"]) {
+    for (const folder of ["blobs/sha256", "blobs/sha512", "staging", "uploads", "quarantine"]) {
       await mkdir(join(root, folder), { recursive: true });
     }
     return new FileBlobStore(root);
@@ -105,7 +112,10 @@ export class FileBlobStore implements BlobStore {
     this.#open.set(digest, file);
     file.readers++;
     return new FileReader(fd, sizeBytes, file, {
-      failed: () => this.#failed.add(digest),
+      failed: () => {
+        // It may be another file by now.
+        if (this.#open.get(digest) === file) this.#failed.add(digest);
+      },
       closed: () => {
         file.readers--;
         if (file.readers === 0 && this.#open.get(digest) === file) this.#open.delete(digest);
@@ -119,18 +129,19 @@ export class FileBlobStore implements BlobStore {
 
   async stage(digest: Digest): Promise<{ staged: StagedBlob; sizeBytes: number }> {
     const path = this.#stagingPath(digest);
-    // What was fetched in parallel may have holes near its end: only what lies before them counts.
-    const parallel = path + PARALLEL;
-    const parallelBytes = await sizeOf(parallel);
-    if (parallelBytes !== undefined) {
+    for (const { name, soundBytes } of await this.#partials(digest)) {
+      if (soundBytes === undefined) continue;
+      const holed = join(this.#root, "staging", name);
+      const { size } = await stat(holed);
+      // After a power loss it may be shorter than its name says: cut it, never fill it up.
+      if (size > soundBytes) await truncate(holed, soundBytes);
       // In this order: killed in between, it is cut once more, never taken for whole.
-      await truncate(parallel, Math.max(0, parallelBytes - PARALLEL_WINDOW_BYTES));
-      await rename(parallel, path);
+      await rename(holed, path);
     }
     const fd = await openFile(path, constants.O_RDWR | constants.O_CREAT);
     try {
       const { size: sizeBytes } = await statFile(fd);
-      return { staged: new StagedFile(digest, fd, path, this.#path(digest)), sizeBytes };
+      return { staged: new BlobFile(digest, fd, path, this.#path(digest)), sizeBytes };
     } catch (error) {
       await closeFile(fd);
       throw error;
@@ -138,11 +149,8 @@ export class FileBlobStore implements BlobStore {
   }
 
   async leftovers(): Promise<Leftover[]> {
-    const names = await readdir(join(this.#root, "staging"));
     const found = await Promise.all(
-      names.map(async (name): Promise<Leftover[]> => {
-        const digest = name.replace(/\.parts?$/, "").replace("-", ":");
-        if (!isDigest(digest)) return [];
+      (await this.#partials()).map(async ({ name, digest }): Promise<Leftover[]> => {
         const stats = await stat(join(this.#root, "staging", name)).catch(() => undefined);
         return stats ? [{ digest, sizeBytes: stats.size, modifiedAtMs: stats.mtimeMs }] : [];
       }),
@@ -151,8 +159,63 @@ export class FileBlobStore implements BlobStore {
   }
 
   async removeLeftover(digest: Digest): Promise<void> {
-    const path = this.#stagingPath(digest);
-    await Promise.all([rm(path, { force: true }), rm(path + PARALLEL, { force: true })]);
+    for (const { name } of await this.#partials(digest)) await rm(join(this.#root, "staging", name), { force: true });
+  }
+
+  async stageUpload(id: string): Promise<{ staged: StagedUpload; sizeBytes: number }> {
+    const path = this.#uploadPath(id);
+    const fd = await openFile(path, constants.O_RDWR | constants.O_CREAT);
+    try {
+      const { size: sizeBytes } = await statFile(fd);
+      const places = {
+        of: (digest: Digest) => this.#path(digest),
+        taken: (digest: Digest) => {
+          // What is read from now on is the new file, whatever is known of the one that was there.
+          this.#open.delete(digest);
+          this.#failed.delete(digest);
+        },
+      };
+      return { staged: new Upload(fd, path, places), sizeBytes };
+    } catch (error) {
+      await closeFile(fd);
+      throw error;
+    }
+  }
+
+  async uploads(): Promise<UploadFile[]> {
+    const found = await Promise.all(
+      (await readdir(join(this.#root, "uploads"))).map(async (id): Promise<UploadFile[]> => {
+        const stats = await this.#uploadStats(id);
+        return stats ? [{ id, sizeBytes: stats.size, modifiedAtMs: stats.mtimeMs }] : [];
+      }),
+    );
+    return found.flat();
+  }
+
+  async uploadSize(id: string): Promise<number | undefined> {
+    return (await this.#uploadStats(id))?.size;
+  }
+
+  async removeUpload(id: string): Promise<void> {
+    await rm(this.#uploadPath(id), { force: true });
+  }
+
+  async exclusive<T>(digests: readonly Digest[], work: () => Promise<T>): Promise<T> {
+    const over = Promise.withResolvers<void>();
+    const wanted = [...new Set(digests)];
+    const earlier = wanted.flatMap((digest) => this.#turns.get(digest) ?? []);
+    for (const digest of wanted) this.#turns.set(digest, over.promise);
+    try {
+      await Promise.all(earlier);
+      return await work();
+    } finally {
+      over.resolve();
+      for (const digest of wanted) if (this.#turns.get(digest) === over.promise) this.#turns.delete(digest);
+    }
+  }
+
+  settled(digest: Digest): Promise<void> | undefined {
+    return this.#turns.get(digest);
   }
 
   async remove(digest: Digest): Promise<void> {
@@ -192,19 +255,35 @@ export class FileBlobStore implements BlobStore {
     return join(this.#root, "blobs", algorithmOf(digest), hex.slice(0, 2), hex);
   }
 
+  /** The partial files, of one digest or of all. `soundBytes` is undefined where they have no holes. */
+  async #partials(of?: Digest): Promise<{ name: string; digest: Digest; soundBytes: number | undefined }[]> {
+    const names = await readdir(join(this.#root, "staging"));
+    const prefix = of === undefined ? "" : `${of.replace(":", "-")}.part`;
+    return names.flatMap((name) => {
+      if (!name.startsWith(prefix)) return [];
+      const [, algorithm, hex, soundBytes] = PARTIAL.exec(name) ?? [];
+      const digest = `${algorithm}:${hex}`;
+      if (!isDigest(digest)) return [];
+      return [{ name, digest, soundBytes: soundBytes === undefined ? undefined : Number(soundBytes) }];
+    });
+  }
+
+  #uploadPath(id: string): string {
+    return join(this.#root, "uploads", id);
+  }
+
+  async #uploadStats(id: string): Promise<Stats | undefined> {
+    try {
+      return await stat(this.#uploadPath(id));
+    } catch (error) {
+      if (codeOf(error) === "ENOENT") return undefined;
+      throw error;
+    }
+  }
+
   #stagingPath(digest: Digest): string {
     return join(this.#root, "staging", `${digest.replace(":", "-")}.part`);
   }
-}
-
-async function sizeOf(path: string): Promise<number | undefined> {
-  return stat(path).then(
-    (stats) => stats.size,
-    (error: unknown) => {
-      if (codeOf(error) === "ENOENT") return undefined;
-      throw error;
-    },
-  );
 }
 
 class FileReader implements BlobReader {
@@ -255,27 +334,24 @@ class FileReader implements BlobReader {
   }
 }
 
-class StagedFile implements StagedBlob {
-  readonly digest: Digest;
-  readonly #fd: number;
-  readonly #finalPath: string;
-  #path: string;
+/** A descriptor that is closed only when nothing runs on it. */
+class WritableFile implements StagedFile {
+  protected readonly fd: number;
+  protected path: string;
   #pending = 0;
   #closing: (() => void) | undefined;
 
-  constructor(digest: Digest, fd: number, path: string, finalPath: string) {
-    this.digest = digest;
-    this.#fd = fd;
-    this.#path = path;
-    this.#finalPath = finalPath;
+  constructor(fd: number, path: string) {
+    this.fd = fd;
+    this.path = path;
   }
 
   async write(buffers: readonly Buffer[], position: number): Promise<void> {
     let rest = buffers.filter((buffer) => buffer.length > 0);
     let at = position;
-    await this.#use(async () => {
+    await this.use(async () => {
       while (rest.length > 0) {
-        let written = await writevAt(this.#fd, rest, at);
+        let written = await writevAt(this.fd, rest, at);
         at += written;
         // A short write (a file system about to be full): go on after the last byte that went out.
         while (rest[0] && written >= rest[0].length) {
@@ -288,42 +364,23 @@ class StagedFile implements StagedBlob {
   }
 
   async read(target: Buffer, position: number): Promise<number> {
-    return this.#use(() => readAt(this.#fd, target, position));
+    return this.use(() => readAt(this.fd, target, position));
   }
 
   async keep(sizeBytes: number): Promise<void> {
-    await this.#use(() => truncateFile(this.#fd, sizeBytes));
-    if (this.#path.endsWith(PARALLEL)) await this.#move(this.#path.slice(0, -PARALLEL.length));
-  }
-
-  async becomeParallel(): Promise<void> {
-    await this.#move(this.#path + PARALLEL);
-  }
-
-  async #move(path: string): Promise<void> {
-    await rename(this.#path, path);
-    this.#path = path;
-  }
-
-  async commit(): Promise<void> {
-    await this.#use(() => syncFile(this.#fd));
-    const folder = dirname(this.#finalPath);
-    if ((await mkdir(folder, { recursive: true })) !== undefined) await syncFolder(dirname(folder));
-    await rename(this.#path, this.#finalPath);
-    // The folder too: a rename alone may not survive power loss.
-    await syncFolder(folder);
+    await this.use(() => truncateFile(this.fd, sizeBytes));
   }
 
   async discard(): Promise<void> {
-    await rm(this.#path, { force: true });
+    await rm(this.path, { force: true });
   }
 
   async close(): Promise<void> {
     if (this.#pending > 0) await new Promise<void>((resolve) => (this.#closing = resolve));
-    await closeFile(this.#fd);
+    await closeFile(this.fd);
   }
 
-  async #use<T>(work: () => Promise<T>): Promise<T> {
+  protected async use<T>(work: () => Promise<T>): Promise<T> {
     this.#pending++;
     try {
       return await work();
@@ -331,6 +388,73 @@ class StagedFile implements StagedBlob {
       this.#pending--;
       if (this.#pending === 0) this.#closing?.();
     }
+  }
+
+  /** Puts it in its place so that it is there after a power loss. */
+  protected async publish(place: string): Promise<void> {
+    await this.use(() => syncFile(this.fd));
+    const folder = dirname(place);
+    if ((await mkdir(folder, { recursive: true })) !== undefined) await syncFolder(dirname(folder));
+    await rename(this.path, place);
+    // The folder too: a rename alone may not survive power loss.
+    await syncFolder(folder);
+  }
+}
+
+class BlobFile extends WritableFile implements StagedBlob {
+  readonly digest: Digest;
+  readonly #place: string;
+  /** Its path while it has no holes. */
+  readonly #wholePath: string;
+
+  constructor(digest: Digest, fd: number, path: string, place: string) {
+    super(fd, path);
+    this.digest = digest;
+    this.#wholePath = path;
+    this.#place = place;
+  }
+
+  override async keep(sizeBytes: number): Promise<void> {
+    await super.keep(sizeBytes);
+    await this.#move(this.#wholePath);
+  }
+
+  async allowHoles(soundBytes: number): Promise<void> {
+    await this.#move(`${this.#wholePath}-${soundBytes}`);
+  }
+
+  async commit(): Promise<void> {
+    await this.publish(this.#place);
+  }
+
+  async #move(path: string): Promise<void> {
+    if (path === this.path) return;
+    await rename(this.path, path);
+    this.path = path;
+  }
+}
+
+/** Where blobs lie, and who is told that a place has another file now. */
+interface Places {
+  of(digest: Digest): string;
+  taken(digest: Digest): void;
+}
+
+class Upload extends WritableFile implements StagedUpload {
+  readonly #places: Places;
+
+  constructor(fd: number, path: string, places: Places) {
+    super(fd, path);
+    this.#places = places;
+  }
+
+  async flush(): Promise<void> {
+    await this.use(() => syncData(this.fd));
+  }
+
+  async commit(digest: Digest): Promise<void> {
+    await this.publish(this.#places.of(digest));
+    this.#places.taken(digest);
   }
 }
 

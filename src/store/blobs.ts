@@ -24,9 +24,6 @@ export interface BlobReader {
   close(): void;
 }
 
-/** How far apart the parts of one blob that are fetched at the same time may lie. */
-export const PARALLEL_WINDOW_BYTES: number = 128 * 1024 * 1024;
-
 /** Why a stored blob could not be opened. Only `missing` says that it is not there. */
 export class BlobFault extends Error {
   override readonly name = "BlobFault";
@@ -38,27 +35,52 @@ export class BlobFault extends Error {
   }
 }
 
-/** A blob on its way in: written at any offset, read behind the writer, then committed or discarded. */
-export interface StagedBlob {
-  readonly digest: Digest;
+/** A file on its way in: written at any offset, read behind the writer. */
+export interface StagedFile {
   /** Writes the buffers one after the other. @throws Error with `code` ENOSPC, EIO, … */
   write(buffers: readonly Buffer[], position: number): Promise<void>;
   /** @returns how many bytes were read, 0 at the end of what is written */
   read(target: Buffer, position: number): Promise<number>;
-  /** From now on its last PARALLEL_WINDOW_BYTES may have holes: after a crash, only what lies before them is used. */
-  becomeParallel(): Promise<void>;
-  /** Cuts the file to its first `sizeBytes` and keeps it for a later start. */
+  /** Cuts the file to its first `sizeBytes` and keeps it for later. */
   keep(sizeBytes: number): Promise<void>;
-  /** Makes it the blob: fsync, rename, fsync of the folder. The content must have been proven. Reading goes on to work. */
-  commit(): Promise<void>;
   /** Removes the file. Reading goes on to work until `close`. */
   discard(): Promise<void>;
   close(): Promise<void>;
 }
 
+/** A blob whose digest is known before its content. */
+export interface StagedBlob extends StagedFile {
+  readonly digest: Digest;
+  /**
+   * From now on it may have holes beyond its first `soundBytes`: after a crash, only those are used.
+   * To be called again as they grow: once in a while, and one call at a time.
+   */
+  allowHoles(soundBytes: number): Promise<void>;
+  /** Makes it the blob: fsync, rename, fsync of the folder. The content must have been proven. Reading goes on to work. */
+  commit(): Promise<void>;
+}
+
+/** What a client uploads: its digest is known at the end. */
+export interface StagedUpload extends StagedFile {
+  /** Brings what is written so far to the disk, so that the commit has less to do. @throws Error with `code` EIO, ENOSPC, … */
+  flush(): Promise<void>;
+  /**
+   * Makes it the blob: fsync, rename, fsync of the folder. The content must have been proven. A file that is in the place gives way:
+   * whatever was wrong with it is mended.
+   */
+  commit(digest: Digest): Promise<void>;
+}
+
 /** What an earlier run left behind. */
 export interface Leftover {
   digest: Digest;
+  sizeBytes: number;
+  modifiedAtMs: number;
+}
+
+/** The file of an upload. */
+export interface UploadFile {
+  id: string;
   sizeBytes: number;
   modifiedAtMs: number;
 }
@@ -73,6 +95,20 @@ export interface BlobStore {
   stage(digest: Digest): Promise<{ staged: StagedBlob; sizeBytes: number }>;
   leftovers(): Promise<Leftover[]>;
   removeLeftover(digest: Digest): Promise<void>;
+  /** Starts or goes on with the file of an upload. `sizeBytes` says how far it has come. @param id a UUID */
+  stageUpload(id: string): Promise<{ staged: StagedUpload; sizeBytes: number }>;
+  uploads(): Promise<UploadFile[]>;
+  /** @returns undefined where there is no such file. @throws Error where that can't be told */
+  uploadSize(id: string): Promise<number | undefined>;
+  /** Idempotent. */
+  removeUpload(id: string): Promise<void>;
+  /**
+   * Runs `work` alone among all that puts in or takes away the files of these digests together with their rows. Whoever comes first
+   * is served first; places are taken for all digests at once, so two never wait for each other. Not reentrant.
+   */
+  exclusive<T>(digests: readonly Digest[], work: () => Promise<T>): Promise<T>;
+  /** Undefined where nobody is alone with the digest or waits to be; else resolves when all who do now are done. Never rejects. */
+  settled(digest: Digest): Promise<void> | undefined;
   /** Idempotent. Readers that have it open go on. */
   remove(digest: Digest): Promise<void>;
   /** Takes a damaged blob out of the way, and keeps it for inspection. Idempotent. */

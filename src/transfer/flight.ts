@@ -1,13 +1,14 @@
 import type { Hash } from "node:crypto";
 import type { Bytes, Clock, Milliseconds } from "../base/clock.ts";
-import { proves, startHash, type Digest } from "../oci/digest.ts";
+import { startHash, type Digest } from "../oci/digest.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { RemoteBody } from "../remote/remote.ts";
-import type { BlobReader, BlobStore, StagedBlob } from "../store/blobs.ts";
+import type { BlobReader, BlobStore } from "../store/blobs.ts";
 import { FlightReader, type FlightView } from "./flight-reader.ts";
 import { HOLD_BACK_BYTES, PassThrough } from "./pass-through.ts";
 import { Segments, type Segment } from "./segments.ts";
 import { DigestMismatch, NotAtSource, SourceRota, type BlobSource } from "./source.ts";
+import { StagedContent } from "./staged-content.ts";
 
 /** When and how one blob is read over several connections. */
 export interface RangePolicy {
@@ -47,7 +48,7 @@ export interface FlightPlan {
   /** What a manifest says the size is: decides only whether to ask for ranges. */
   claimedSizeBytes: Bytes | undefined;
   ranges: RangePolicy;
-  /** Records the blob, whose file is in place. */
+  /** Records the blob, whose file is in place; where it can't, the file is gone again, unless others need it. Run alone with the digest. */
   committed(sizeBytes: Bytes): Promise<void>;
   /** The flight is over, however it went. */
   ended(): void;
@@ -63,7 +64,6 @@ export interface FlightDeps {
 }
 
 const BATCH_BYTES = 1024 * 1024;
-const HASH_PIECE_BYTES = 512 * 1024;
 const MEASURE_MS: Milliseconds = 100;
 /** A fill that nobody waits for any more goes on when no more than this is missing. */
 const LITTLE_BYTES = 32 * 1024 * 1024;
@@ -85,7 +85,7 @@ class Paused extends Error {}
  * opening → filling → proven → committed
  *              ├→ failed    every reader learns it; the partial file is kept unless its bytes are wrong
  *              ├→ paused    nobody waits and much is missing: the partial file is kept
- *              └→ spilled   no room: the file ends at #spilledAt, beyond it each reader has a download of its own
+ *              └→ spilled   no room: the file ends at #spilled.sizeBytes, beyond it each reader has a download of its own
  *
  * Invariants: the last HOLD_BACK_BYTES are given out only when the digest is proven; a connection's writes are done before another
  * one fetches what it left; what a crash leaves is re-hashed before it counts.
@@ -99,7 +99,8 @@ export class Flight {
   #rota: SourceRota;
   readonly #abort = new AbortController();
 
-  #staged: StagedBlob | undefined;
+  /** Undefined before the fill, where none can be made, and after the last reader. */
+  #content: StagedContent | undefined;
   #reservations: Reservation[] = [];
   #reserved = 0;
   #state: "opening" | "filling" | "proven" | "failed" | "paused" | "spilled" = "opening";
@@ -120,15 +121,8 @@ export class Flight {
   #firstByteAtMs: number | undefined;
   #measured = 0;
   #slow: boolean | undefined;
-
-  #hash: Hash;
-  #hashed = 0;
-  #pump: Promise<void> | undefined;
-  #pumped: Buffer | undefined;
-  /** Where the staging file ends for good; the hash covers all that lies before. */
-  #spilledAt: number | undefined;
-  /** The newest bytes before the watermark, so that readers close behind it need no file. */
-  #tail: { at: number; buffers: readonly Buffer[] } = { at: 0, buffers: [] };
+  /** Where the staging file ends for good, and the hash over it. */
+  #spilled: { sizeBytes: number; hash: Hash } | undefined;
 
   #wake = Promise.withResolvers<void>();
 
@@ -138,7 +132,6 @@ export class Flight {
     this.#plan = plan;
     this.#deps = deps;
     this.#rota = new SourceRota(plan.sources, plan.spares);
-    this.#hash = startHash(plan.digest);
     this.#signal = this.#abort.signal;
     this.ended = this.#run(after);
   }
@@ -218,7 +211,7 @@ export class Flight {
   async #fill(): Promise<void> {
     try {
       const { staged, sizeBytes } = await this.#deps.store.stage(this.digest);
-      this.#staged = staged;
+      this.#content = new StagedContent(staged, sizeBytes, (operation, error) => this.#deps.onFault(operation, error));
       this.#startAt(sizeBytes);
     } catch (error) {
       this.#deps.onFault("stage", error);
@@ -228,8 +221,7 @@ export class Flight {
       let failure: unknown;
       try {
         await this.#fetchAll();
-        await this.#pumpHash();
-        if (proves(this.#hash, this.digest)) return;
+        if (await this.#isProven()) return;
         const [only] = this.#filledBy;
         failure = new DigestMismatch(`${only?.name ?? "upstream"} sent bytes that are not ${this.digest}`);
       } catch (error) {
@@ -248,8 +240,7 @@ export class Flight {
     // Readers see all of this change at once: none may take bytes of the old fill for bytes of the new one.
     this.#generation++;
     this.#state = "opening";
-    this.#hash = startHash(this.digest);
-    this.#hashed = 0;
+    this.#content?.restart();
     this.#startAt(0);
     this.#releaseRoom();
     this.#changed();
@@ -258,21 +249,28 @@ export class Flight {
     if (!resumed && others.length === 0) this.#rota.skip(failure);
     else if (++this.#restarts > MAX_RESTARTS) throw failure;
     else this.#rota = new SourceRota(this.#plan.sources, this.#plan.spares);
-    await this.#staged?.keep(0);
+    await this.#content?.file.keep(0);
+  }
+
+  /** @throws NoRoom where the staging file can't be read */
+  async #isProven(): Promise<boolean> {
+    try {
+      return (await this.#content?.proves()) === true;
+    } catch (cause) {
+      throw new NoRoom("the staging file can't be read", { cause });
+    }
   }
 
   #startAt(offset: number): void {
     this.#resumed = offset > 0;
     this.#filledBy.clear();
     this.#segments = new Segments(offset);
-    this.#tail = { at: 0, buffers: [] };
     this.#slow = undefined;
     this.#measured = 0;
     this.#firstByteAtMs = undefined;
     const { connections, minSize } = this.#plan.ranges;
     // A claimed size is a manifest's word; a wrong one costs a request, not a byte.
     this.#ranged = connections > 1 && (this.#plan.claimedSizeBytes ?? 0) - offset >= minSize;
-    void this.#pumpHash().catch(() => undefined);
   }
 
   /** Fetches all that is missing: over one connection, and over more once that one has proven slow. */
@@ -457,7 +455,7 @@ export class Flight {
     const bytes = buffers.reduce((sum, buffer) => sum + buffer.length, 0);
     if (at + bytes > this.#reserved) await this.#reserve(at + bytes + ROOM_STEP_BYTES);
     try {
-      await this.#staged?.write(buffers, at);
+      await this.#content?.write(buffers, at);
     } catch (error) {
       this.#deps.onFault("write", error);
       throw new NoRoom("the staging file can't be written", { cause: error });
@@ -466,19 +464,13 @@ export class Flight {
     this.#rota.progressed();
     this.#filledBy.add(source);
     this.#measured += bytes;
-    if (at === this.#segments.contiguous) this.#tail = { at, buffers };
-    // In order: hash it while it is in the processor's cache. Out of order: the pump reads it back.
-    if (at === this.#hashed && !this.#pump) {
-      for (const buffer of buffers) this.#hash.update(buffer);
-      this.#hashed += bytes;
-    }
     this.#segments.advance(segment, bytes);
     this.#advanced();
     await this.#measure();
   }
 
   #advanced(): void {
-    if (this.#hashed < this.#segments.contiguous) void this.#pumpHash().catch(() => undefined);
+    this.#content?.follow(this.#segments.contiguous);
     this.#changed();
   }
 
@@ -490,7 +482,7 @@ export class Flight {
     this.#slow = (this.#measured / elapsedMs) * 1000 < this.#plan.ranges.slowerThan;
     if (!this.#slow) return;
     try {
-      await this.#staged?.becomeParallel();
+      await this.#content?.allowHoles();
     } catch (error) {
       this.#deps.onFault("parallel", error);
       this.#slow = false;
@@ -499,42 +491,18 @@ export class Flight {
     this.#addHelpers(this.#plan.ranges.connections - 1);
   }
 
-  /** Hashes all that lies before the watermark, from the file. @throws NoRoom where it can't be read back */
-  async #pumpHash(): Promise<void> {
-    while (this.#hashed < this.#segments.contiguous) await (this.#pump ??= this.#hashFromFile());
-  }
-
-  async #hashFromFile(): Promise<void> {
-    const generation = this.#generation;
-    const piece = (this.#pumped ??= Buffer.allocUnsafe(HASH_PIECE_BYTES));
-    try {
-      while (this.#hashed < this.#segments.contiguous) {
-        const wanted = Math.min(piece.length, this.#segments.contiguous - this.#hashed);
-        const bytes = (await this.#staged?.read(piece.subarray(0, wanted), this.#hashed)) ?? 0;
-        if (generation !== this.#generation) return;
-        if (bytes === 0) throw new Error("the staging file is shorter than what was written");
-        this.#hash.update(piece.subarray(0, bytes));
-        this.#hashed += bytes;
-      }
-    } catch (error) {
-      this.#deps.onFault("hash", error);
-      throw new NoRoom("the staging file can't be read", { cause: error });
-    } finally {
-      this.#pump = undefined;
-    }
-  }
-
   async #commit(): Promise<void> {
     // Proven is enough for readers: they get the last bytes while the disk is still busy.
     this.#state = "proven";
     this.#changed();
     try {
-      await this.#staged?.commit();
-      await this.#plan.committed(this.#segments.contiguous);
+      await this.#deps.store.exclusive([this.digest], async () => {
+        await this.#content?.file.commit();
+        await this.#plan.committed(this.#segments.contiguous);
+      });
     } catch (error) {
       this.#deps.onFault("commit", error);
-      await this.#staged?.discard().catch(() => undefined);
-      await this.#deps.store.remove(this.digest).catch(() => undefined);
+      await this.#content?.file.discard().catch(() => undefined);
     }
   }
 
@@ -543,8 +511,8 @@ export class Flight {
     if (error instanceof NoRoom) return this.#spill();
     try {
       const { contiguous } = this.#segments;
-      if (contiguous === 0) await this.#staged?.discard();
-      else await this.#staged?.keep(contiguous);
+      if (contiguous === 0) await this.#content?.file.discard();
+      else await this.#content?.file.keep(contiguous);
     } catch (fault) {
       this.#deps.onFault("keep", fault);
     }
@@ -552,12 +520,10 @@ export class Flight {
   }
 
   async #spill(): Promise<void> {
-    let sound = true;
-    await this.#pumpHash().catch(() => (sound = false));
-    if (!sound) this.#hash = startHash(this.digest);
+    const sound = await this.#content?.sound().catch(() => undefined);
     // Readers have it open; its space is free when the last of them is done.
-    await this.#staged?.discard().catch((fault: unknown) => this.#deps.onFault("discard", fault));
-    this.#spilledAt = sound ? this.#hashed : 0;
+    await this.#content?.file.discard().catch((fault: unknown) => this.#deps.onFault("discard", fault));
+    this.#spilled = sound ?? { sizeBytes: 0, hash: startHash(this.digest) };
     this.#state = "spilled";
   }
 
@@ -573,10 +539,10 @@ export class Flight {
   }
 
   #closeIfUnused(): void {
-    if (!this.#finished || this.#interest > 0 || !this.#staged) return;
-    const staged = this.#staged;
-    this.#staged = undefined;
-    staged.close().catch((error: unknown) => this.#deps.onFault("close", error));
+    if (!this.#finished || this.#interest > 0 || !this.#content) return;
+    const content = this.#content;
+    this.#content = undefined;
+    content.close().catch((error: unknown) => this.#deps.onFault("close", error));
   }
 
   #changed(): void {
@@ -596,7 +562,7 @@ export class Flight {
       this.#state === "failed" || this.#state === "paused"
         ? (this.#error ?? new Error("the download ended"))
         : undefined,
-    spilled: () => this.#spilledAt,
+    spilled: () => this.#spilled?.sizeBytes,
     passThrough: ({ firstByte, lastByte, sizeBytes }) =>
       new PassThrough({
         digest: this.digest,
@@ -604,34 +570,23 @@ export class Flight {
         firstByte,
         sizeBytes,
         ...(lastByte === undefined ? {} : { lastByte }),
-        ...(firstByte === this.#spilledAt && lastByte === undefined ? { hash: this.#hash.copy() } : {}),
+        ...(this.#spilled && firstByte === this.#spilled.sizeBytes && lastByte === undefined
+          ? { hash: this.#spilled.hash.copy() }
+          : {}),
         clock: this.#deps.clock,
         onMismatch: (source, digest) => this.#deps.onMismatch(source, digest),
       }),
-    copyTail: (target, position) => this.#copyTail(target, position),
+    copyTail: (target, position) => this.#content?.copyTail(target, position) ?? 0,
     readFile: (target, position) => {
-      if (!this.#staged) throw new Error("the staging file is closed");
-      return this.#staged.read(target, position);
+      if (!this.#content) throw new Error("the staging file is closed");
+      return this.#content.file.read(target, position);
     },
     change: () => this.#wake.promise,
   };
 
   #readable(): number {
-    if (this.#spilledAt !== undefined) return this.#spilledAt;
+    if (this.#spilled) return this.#spilled.sizeBytes;
     const { contiguous, sizeBytes = contiguous } = this.#segments;
     return this.#state === "proven" ? contiguous : Math.min(contiguous, sizeBytes - HOLD_BACK_BYTES);
-  }
-
-  #copyTail(target: Buffer, position: number): number {
-    let at = this.#tail.at;
-    if (position < at) return 0;
-    let copied = 0;
-    for (const buffer of this.#tail.buffers) {
-      const from = position + copied - at;
-      if (from < buffer.length) copied += buffer.copy(target, copied, from);
-      if (copied === target.length) break;
-      at += buffer.length;
-    }
-    return copied;
   }
 }

@@ -1,4 +1,5 @@
-import { PARALLEL_WINDOW_BYTES } from "../store/blobs.ts";
+/** How far beyond the first missing byte one may be fetched. A crash costs what lies behind a hole. */
+export const WINDOW_BYTES: number = 128 * 1024 * 1024;
 
 /** A stretch of the blob that one connection fetches: [at, end) is still to come. */
 export interface Segment {
@@ -16,8 +17,7 @@ interface Open extends Segment {
  * Which bytes of a blob are here, which are on their way, and which are still to be asked for.
  *
  * Invariants: every byte below the frontier is here or in exactly one segment; segments that are taken in steps end within
- * PARALLEL_WINDOW_BYTES of the watermark, and one without a step is the only one that is not complete: so a file of n bytes has no
- * hole before n − PARALLEL_WINDOW_BYTES.
+ * WINDOW_BYTES of the watermark, and one without a step is the only one that is not complete.
  */
 export class Segments {
   readonly #active = new Set<Open>();
@@ -50,7 +50,7 @@ export class Segments {
    */
   take(wanted: number | undefined): Segment | "later" | undefined {
     // A step wider than the window would never be given out.
-    const step = wanted === undefined ? undefined : Math.min(wanted, PARALLEL_WINDOW_BYTES);
+    const step = wanted === undefined ? undefined : Math.min(wanted, WINDOW_BYTES);
     const back = this.#todo.shift();
     if (back) {
       this.#active.add(back);
@@ -58,8 +58,7 @@ export class Segments {
     }
     const end = this.#sizeBytes ?? Infinity;
     if (this.#frontier >= end) return undefined;
-    const later =
-      step === undefined ? this.#active.size > 0 : this.#frontier + step - this.#contiguous > PARALLEL_WINDOW_BYTES;
+    const later = step === undefined ? this.#active.size > 0 : this.#frontier + step - this.#contiguous > WINDOW_BYTES;
     if (later) return "later";
     const segment = { at: this.#frontier, end: step === undefined ? end : Math.min(end, this.#frontier + step) };
     this.#frontier = segment.end;

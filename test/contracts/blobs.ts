@@ -1,8 +1,8 @@
 import assert from "node:assert/strict";
-import { randomBytes } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import { test } from "node:test";
 import { digestOf, type Digest } from "../../src/oci/digest.ts";
-import { BlobFault, PARALLEL_WINDOW_BYTES, type BlobReader, type BlobStore } from "../../src/store/blobs.ts";
+import { BlobFault, type BlobReader, type BlobStore } from "../../src/store/blobs.ts";
 
 /** A store under test, and the damage that can be done to it behind its back. */
 export interface StoreUnderTest extends AsyncDisposable {
@@ -129,14 +129,17 @@ export function testBlobStore(name: string, start: () => Promise<StoreUnderTest>
   });
 
   check(
-    "what was written in parallel and left by a crash counts only before its last window",
+    "what was written with holes and left by a crash counts only as far as it was said to be sound",
     async ({ store, reopen }) => {
       const digest = digestOf(randomBytes(1));
       const sound = 3 * KIB;
       const { staged } = await store.stage(digest);
       await staged.write([randomBytes(KIB)], 0);
-      await staged.becomeParallel();
-      await staged.write([randomBytes(KIB)], sound + PARALLEL_WINDOW_BYTES - KIB);
+      await staged.allowHoles(KIB);
+      await staged.write([randomBytes(KIB)], 8 * KIB);
+      await staged.write([randomBytes(2 * KIB)], KIB);
+      await staged.allowHoles(sound);
+      await staged.write([randomBytes(KIB)], 5 * KIB);
       await staged.close();
       const again = await reopen();
       assert.equal((await again.leftovers()).length, 1);
@@ -152,29 +155,26 @@ export function testBlobStore(name: string, start: () => Promise<StoreUnderTest>
     },
   );
 
-  check(
-    "what was written in parallel is kept without a window where the writer knows what is sound",
-    async ({ store }) => {
-      const digest = digestOf(randomBytes(1));
-      const { staged } = await store.stage(digest);
-      await staged.becomeParallel();
-      await staged.write([randomBytes(10 * KIB)], 0);
-      await staged.keep(7 * KIB);
-      await staged.becomeParallel();
-      await staged.keep(5 * KIB);
-      await staged.close();
-      const again = await store.stage(digest);
-      assert.equal(again.sizeBytes, 5 * KIB);
-      await again.staged.discard();
-      await again.staged.close();
-    },
-  );
+  check("what was written with holes is kept up to where the writer says that it is sound", async ({ store }) => {
+    const digest = digestOf(randomBytes(1));
+    const { staged } = await store.stage(digest);
+    await staged.allowHoles(0);
+    await staged.write([randomBytes(10 * KIB)], 0);
+    await staged.keep(7 * KIB);
+    await staged.allowHoles(6 * KIB);
+    await staged.keep(5 * KIB);
+    await staged.close();
+    const again = await store.stage(digest);
+    assert.equal(again.sizeBytes, 5 * KIB);
+    await again.staged.discard();
+    await again.staged.close();
+  });
 
-  check("what was written in parallel is committed like any other", async ({ store }) => {
+  check("what was written with holes is committed like any other", async ({ store }) => {
     const content = randomBytes(30 * KIB);
     const digest = digestOf(content);
     const { staged } = await store.stage(digest);
-    await staged.becomeParallel();
+    await staged.allowHoles(0);
     await staged.write([content.subarray(10 * KIB)], 10 * KIB);
     await staged.write([content.subarray(0, 10 * KIB)], 0);
     await staged.commit();
@@ -238,6 +238,133 @@ export function testBlobStore(name: string, start: () => Promise<StoreUnderTest>
     await assert.rejects(store.open(digest, content.length), isFault("missing"));
     await put(store, content);
     assert.ok((await bytesOf(await store.open(digest, content.length))).equals(content));
+  });
+
+  check("an upload grows piece by piece, also after a restart, and becomes the blob that it is", async (under) => {
+    for (const algorithm of ["sha256", "sha512"] as const) {
+      const content = randomBytes(50 * KIB);
+      const digest = digestOf(content, algorithm);
+      const id = randomUUID();
+      assert.equal(await under.store.uploadSize(id), undefined);
+      const first = await under.store.stageUpload(id);
+      assert.equal(first.sizeBytes, 0);
+      await first.staged.write([content.subarray(0, 10 * KIB), content.subarray(10 * KIB, 30 * KIB)], 0);
+      await first.staged.flush();
+      await first.staged.keep(20 * KIB);
+      await first.staged.close();
+      const again = await under.reopen();
+      assert.equal(await again.uploadSize(id), 20 * KIB);
+      const [file] = await again.uploads();
+      assert.deepEqual([file?.id, file?.sizeBytes], [id, 20 * KIB]);
+      assert.ok(Math.abs(Date.now() - (file?.modifiedAtMs ?? 0)) < 60_000);
+      const { staged, sizeBytes } = await again.stageUpload(id);
+      assert.equal(sizeBytes, 20 * KIB);
+      await staged.write([content.subarray(20 * KIB)], 20 * KIB);
+      const target = Buffer.alloc(content.length);
+      assert.equal(await staged.read(target, 0), content.length);
+      assert.ok(target.equals(content));
+      assert.deepEqual(await listed(again), []);
+      await staged.commit(digest);
+      await staged.close();
+      assert.ok((await bytesOf(await again.open(digest, content.length))).equals(content));
+      assert.deepEqual(await again.uploads(), []);
+      assert.equal(await again.uploadSize(id), undefined);
+      await again.remove(digest);
+    }
+  });
+
+  check("an upload is given up or removed, however often", async ({ store }) => {
+    const [discarded, removed] = [randomUUID(), randomUUID()];
+    for (const id of [discarded, removed]) {
+      const { staged } = await store.stageUpload(id);
+      await staged.write([randomBytes(KIB)], 0);
+      if (id === discarded) await staged.discard();
+      await staged.close();
+    }
+    assert.deepEqual(
+      (await store.uploads()).map(({ id }) => id),
+      [removed],
+    );
+    await store.removeUpload(removed);
+    await store.removeUpload(removed);
+    assert.deepEqual(await store.uploads(), []);
+  });
+
+  check("an upload of a damaged blob mends it; who reads the damaged one meets its fault alone", async (under) => {
+    const { store } = under;
+    const content = randomBytes(30 * KIB);
+    const digest = await put(store, content);
+    const [before, other] = [await store.open(digest, content.length), await store.open(digest, content.length)];
+    await under.cut(digest, 10 * KIB);
+    await assert.rejects(before.read(Buffer.alloc(KIB), 20 * KIB), isFault("corrupt"));
+    const { staged } = await store.stageUpload(randomUUID());
+    await staged.write([content], 0);
+    await staged.commit(digest);
+    await staged.close();
+    const after = await store.open(digest, content.length);
+    assert.notEqual(after.content, before.content);
+    assert.ok((await bytesOf(after)).equals(content));
+    await assert.rejects(other.read(Buffer.alloc(KIB), 20 * KIB), isFault("corrupt"));
+    before.close();
+    other.close();
+    assert.ok((await bytesOf(await store.open(digest, content.length))).equals(content));
+    assert.equal(store.isOpen(digest), false);
+  });
+
+  check(
+    "one at a time is alone with a digest, in the order of asking; others are not in the way",
+    async ({ store }) => {
+      const [a, b, c] = [digestOf(Buffer.from("a")), digestOf(Buffer.from("b")), digestOf(Buffer.from("c"))];
+      const steps: string[] = [];
+      const gate = Promise.withResolvers<void>();
+      const alone = (name: string, digests: Digest[], until?: Promise<void>): Promise<string> =>
+        store.exclusive(digests, async () => {
+          steps.push(`${name} begins`);
+          await until;
+          steps.push(`${name} ends`);
+          return name;
+        });
+      assert.equal(store.settled(a), undefined);
+      const runs = [
+        alone("first", [a, a], gate.promise),
+        alone("second", [b, a]),
+        alone("third", [a, b]),
+        alone("fourth", [a]),
+      ];
+      assert.equal(await alone("other", [c]), "other");
+      assert.deepEqual(steps, ["first begins", "other begins", "other ends"]);
+      let settled = false;
+      const wait = store.settled(a)?.then(() => (settled = true));
+      assert.equal(store.settled(c), undefined);
+      await new Promise((resolve) => setImmediate(resolve));
+      assert.equal(settled, false);
+      gate.resolve();
+      assert.deepEqual(await Promise.all(runs), ["first", "second", "third", "fourth"]);
+      assert.deepEqual(
+        steps.filter((step) => step.endsWith("begins")),
+        ["first begins", "other begins", "second begins", "third begins", "fourth begins"],
+      );
+      // Whoever begins has waited for the end of the one before.
+      steps.splice(1, 2);
+      assert.ok(
+        steps.every((step, index) => step.endsWith(index % 2 === 0 ? "begins" : "ends")),
+        steps.join(),
+      );
+      await wait;
+      assert.equal(settled, true);
+      assert.equal(store.settled(a) ?? store.settled(b), undefined);
+    },
+  );
+
+  check("whoever fails alone with a digest is told so, and the next one has it", async ({ store }) => {
+    const digest = digestOf(Buffer.from("a"));
+    const failed = store.exclusive([digest], () => Promise.reject(new Error("no luck")));
+    const settled = store.settled(digest);
+    const next = store.exclusive([digest], () => Promise.resolve("next"));
+    await assert.rejects(failed, /no luck/);
+    await settled;
+    assert.equal(await next, "next");
+    assert.equal(store.settled(digest), undefined);
   });
 
   check("it tells its free bytes", async ({ store }) => {

@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { mkdir, mkdtemp, readdir, readlink, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -49,6 +50,22 @@ test("what is no blob lies in the tree: it is passed over", async () => {
   }
 });
 
+test("a partial file that is shorter than its name says is taken as it is, not filled up", async () => {
+  const root = await mkdtemp(join(tmpdir(), "entrepot-store-"));
+  try {
+    const store = await FileBlobStore.open(root);
+    const digest = digestOf(Buffer.from("x"));
+    await writeFile(join(root, `staging/sha256-${hexOf(digest)}.part-5000`), Buffer.alloc(3000));
+    const { staged, sizeBytes } = await store.stage(digest);
+    assert.equal(sizeBytes, 3000);
+    await staged.discard();
+    await staged.close();
+    assert.deepEqual(await readdir(join(root, "staging")), []);
+  } finally {
+    await rm(root, { recursive: true });
+  }
+});
+
 test("a folder in the place of a file is no blob, whatever its size", async () => {
   const root = await mkdtemp(join(tmpdir(), "entrepot-store-"));
   try {
@@ -63,6 +80,19 @@ test("a folder in the place of a file is no blob, whatever its size", async () =
     }
     await store.quarantine(digest);
     await assert.rejects(store.open(digest, 1), (error) => error instanceof BlobFault && error.fault === "missing");
+  } finally {
+    await rm(root, { recursive: true });
+  }
+});
+
+test("whether an upload is there can't be told: that is an error, not its absence", async () => {
+  const root = await mkdtemp(join(tmpdir(), "entrepot-store-"));
+  try {
+    const store = await FileBlobStore.open(root);
+    await rm(join(root, "uploads"), { recursive: true });
+    await writeFile(join(root, "uploads"), "a file where the folder should be");
+    await assert.rejects(store.uploadSize(randomUUID()), { code: "ENOTDIR" });
+    await assert.rejects(store.uploads(), { code: "ENOTDIR" });
   } finally {
     await rm(root, { recursive: true });
   }

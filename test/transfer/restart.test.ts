@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { mkdtemp, open, readdir, rm, truncate } from "node:fs/promises";
+import { cp, mkdtemp, open, readdir, rm, truncate } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -8,7 +8,7 @@ import { makeImage, type ImageBlob } from "../kit/images.ts";
 import { startRegistry, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
 import { assertWhole, Client, type Outcome } from "./client.ts";
-import { MIB, REPOSITORY } from "./stage.ts";
+import { MIB, REPOSITORY, startStage } from "./stage.ts";
 
 const image = makeImage({ layers: [12 * MIB] });
 const layer = image.layers[0] as ImageBlob;
@@ -127,4 +127,43 @@ test("a partial file that is whole is served only after its repository's upstrea
   await assertWhole(pull(mirror), layer);
   assert.equal(upstream.bytesSent(layer.digest), 1);
   await mirror.until(async () => (await mirror.blobFiles()).length === 1, "the blob is stored");
+});
+
+test("a daemon killed while a blob comes over several connections: only what lies near its first hole is fetched again", async () => {
+  const [CONNECTIONS, SEGMENT] = [4, MIB];
+  const ranges = { connections: CONNECTIONS, minSize: "1MiB", segment: `${SEGMENT}`, slowerThan: "1GiB" };
+  await using stage = await startStage(32 * MIB, {
+    upstream: { bytesPerSecondPerConnection: 8 * MIB },
+    config: { upstream: { ranges }, server: { drainTimeout: "20ms" } },
+    leavesPartials: true,
+  });
+  const { upstream, mirror } = stage;
+  const large = stage.layer;
+  assert.equal((await mirror.get(`/v2/${REPOSITORY}/manifests/1`)).status, 200);
+  upstream.resetCounters();
+  const client = stage.pull();
+  await mirror.until(() => client.received > 16 * MIB, "half of it is here");
+  const gate = upstream.hold({ path: large.digest }, SEGMENT / 2);
+  await upstream.waitFor(() => {
+    const open = upstream.requests.filter(({ state }) => state === "open");
+    return open.length === CONNECTIONS && open.every(({ bytesSent }) => bytesSent === SEGMENT / 2);
+  });
+  const heldAt = upstream.bytesSent(large.digest);
+  // What a kill leaves is what the folder holds at that moment: the watermark, half a segment behind each hole.
+  const killed = await mkdtemp(join(folder, "root-"));
+  await cp(join(mirror.root, "staging"), join(killed, "staging"), { recursive: true });
+  await mirror.stop();
+  gate.release();
+  upstream.resetCounters();
+  await using next = await startRegistry({
+    upstreams: { "docker.io": { url: upstream.url, ranges: { connections: 1 } } },
+    root: killed,
+  });
+  await assertWhole(new Client(`${next.url}/v2/${REPOSITORY}/blobs/${large.digest}`), large);
+  await next.until(async () => (await next.blobFiles()).length === 1, "the blob is stored");
+  const [only, ...others] = upstream.requests;
+  assert.deepEqual(others, []);
+  const [, first] = /^bytes=(\d+)-$/.exec(only?.headers.range ?? "") ?? [];
+  // Two steps of 4 MiB: the last one may not have been written down when the folder was copied.
+  assert.ok(Number(first) >= heldAt - CONNECTIONS * SEGMENT - 8 * MIB, `resumed at ${first} of ${heldAt}`);
 });

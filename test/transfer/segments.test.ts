@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import { PARALLEL_WINDOW_BYTES } from "../../src/store/blobs.ts";
-import { Segments, type Segment } from "../../src/transfer/segments.ts";
+import { Segments, WINDOW_BYTES, type Segment } from "../../src/transfer/segments.ts";
 
 const STEP = 8 * 1024 * 1024;
 
@@ -43,7 +42,7 @@ test("segments never overlap, leave no gap, and keep the watermark true, whateve
           assert.ok(first);
           assert.equal(segments.contiguous, first[1], "the watermark is where the first byte is missing");
           const highest = here.at(-1)?.[1] ?? 0;
-          assert.ok(highest <= segments.contiguous + PARALLEL_WINDOW_BYTES);
+          assert.ok(highest <= segments.contiguous + WINDOW_BYTES);
         };
         for (const step of actions) {
           const segment = step.kind === "take" ? undefined : open[step.which % Math.max(1, open.length)];
@@ -118,6 +117,6 @@ test("a segment that breaks after its last byte lets the watermark pass over wha
 
 test("a step wider than the window is cut to it, and not put off for ever", () => {
   const segments = new Segments(0);
-  segments.learnSize(3 * PARALLEL_WINDOW_BYTES);
-  assert.deepEqual({ ...(segments.take(2 * PARALLEL_WINDOW_BYTES) as Segment) }, { at: 0, end: PARALLEL_WINDOW_BYTES });
+  segments.learnSize(3 * WINDOW_BYTES);
+  assert.deepEqual({ ...(segments.take(2 * WINDOW_BYTES) as Segment) }, { at: 0, end: WINDOW_BYTES });
 });

@@ -11,23 +11,33 @@ import { lockStorage } from "./db/lock.ts";
 import { openSqlite } from "./db/sqlite.ts";
 import { apiRoutes } from "./http/api.ts";
 import { opsRoutes, type Check } from "./http/ops.ts";
+import { searchRoutes } from "./http/search.ts";
 import { HttpServer } from "./http/server.ts";
 import { V2 } from "./http/v2.ts";
 import type { Digest } from "./oci/digest.ts";
+import { HostedRepositories } from "./registry/hosted.ts";
 import { Mirror } from "./registry/mirror.ts";
 import { Names } from "./registry/names.ts";
 import { Registry } from "./registry/registry.ts";
+import { StoredBlobs } from "./registry/stored-blobs.ts";
 import { Upstream } from "./registry/upstream.ts";
 import { Warming } from "./registry/warm.ts";
 import { createRemote, type Remote, type RemoteObserver } from "./remote/remote.ts";
 import { Catalog } from "./store/catalog.ts";
 import { FileBlobStore } from "./store/blobs-fs.ts";
 import type { BlobStore } from "./store/blobs.ts";
+import { GarbageCatalog } from "./store/garbage.ts";
+import { HostedCatalog } from "./store/hosted-catalog.ts";
 import { MemoryCache } from "./store/memory.ts";
+import { UpkeepRuns } from "./store/upkeep-runs.ts";
+import { Uploads } from "./store/uploads.ts";
 import { Usage } from "./store/usage.ts";
 import { Downloads } from "./transfer/download.ts";
+import { ClockWatch } from "./upkeep/clock-watch.ts";
 import { Evictor } from "./upkeep/evict.ts";
+import { GarbageCollector } from "./upkeep/gc.ts";
 import { recover } from "./upkeep/recover.ts";
+import { Upkeep } from "./upkeep/upkeep.ts";
 
 /** A running daemon. Disposing of it drains requests, keeps partial downloads and closes everything, in the reverse order of its making. */
 export interface App extends AsyncDisposable {
@@ -67,6 +77,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   const catalog = new Catalog(db);
   const memory = new MemoryCache(config.storage.memoryCache);
   const usage = stack.use(new Usage(catalog, clock, onFault));
+  const hostedCatalog = new HostedCatalog(db, catalog);
 
   const upstreams = new Map<string, Upstream>();
   for (const [name, upstream] of Object.entries(config.upstreams)) {
@@ -106,12 +117,15 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   );
 
   const names = new Names(config);
+  for (const namespace of await hostedCatalog.namespaces()) names.host(namespace);
+  const stored = new StoredBlobs({ catalog, blobs, memory, clock, ledger: evictor, onFault });
   const mirror = stack.use(
     new Mirror({
       upstreams,
       names,
       catalog,
       blobs,
+      stored,
       memory,
       usage,
       downloads,
@@ -128,8 +142,48 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     const remotes = [...upstreams.values()].flatMap((upstream) => upstream.remotes);
     await Promise.all(remotes.map((remote) => remote[Symbol.asyncDispose]()));
   });
-  const registry = new Registry(names, mirror, catalog);
+  const uploads = stack.use(
+    new Uploads({
+      db,
+      blobs,
+      clock,
+      room: { reserve: (bytes) => evictor.reserveForUpload(bytes) },
+      lifeMs: () => running.hosted.uploadLife,
+      log,
+    }),
+  );
+  const hosted = new HostedRepositories({
+    config: () => running.hosted,
+    names,
+    catalog,
+    hosted: hostedCatalog,
+    blobs,
+    stored,
+    uploads,
+    memory,
+    usage,
+    clock,
+    ledger: evictor,
+    onFault,
+  });
+  const registry = new Registry(names, mirror, hosted, catalog);
   const warming = new Warming({ mirror, names, clock, progress: () => downloads.progress });
+  const watch = new ClockWatch(clock);
+  const collector = new GarbageCollector({
+    limits: () => running.gc,
+    garbage: new GarbageCatalog(db, catalog),
+    blobs,
+    memory,
+    usage,
+    clock,
+    watch,
+    ledger: evictor,
+    inFlight,
+    log,
+    metrics,
+  });
+  const runs = new UpkeepRuns(db);
+  const upkeep = new Upkeep({ collector, runs, clock, watch, log, metrics, onFault });
   exposeState(metrics, { evictor, downloads, upstreams, blobs });
 
   let stopping = false;
@@ -138,7 +192,8 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     checks: () => check({ db, blobs, upstreams, minFree: running.storage.minFree, stopping }),
     home: { publicUrl: config.server.publicUrl, upstreams: Object.keys(config.upstreams), version: VERSION },
   });
-  const api = apiRoutes({ warming });
+  const api = apiRoutes({ warming, upkeep });
+  const search = searchRoutes({ registry });
   const server = new HttpServer({
     config: config.server,
     get logRequests() {
@@ -146,22 +201,29 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     },
     log,
     metrics,
-    v2: new V2({ registry, metrics, progress: config.server.progress }),
-    routes: (ctx, next) => ops(ctx, () => api(ctx, next)),
+    v2: new V2({
+      registry,
+      metrics,
+      progress: config.server.progress,
+      publicUrl: config.server.publicUrl,
+      hosted: () => running.hosted,
+    }),
+    routes: (ctx, next) => ops(ctx, () => search(ctx, () => api(ctx, next))),
   });
 
-  const upkeep = new AbortController();
+  const tidying = new AbortController();
   const listingLifeMs = Math.max(0, ...Object.values(config.upstreams).map(({ maxStale }) => maxStale));
   const recovered = (async () => {
-    while (!upkeep.signal.aborted) {
-      await recover({ catalog, blobs, clock, log, listingLifeMs, inFlight }, upkeep.signal).catch((error: unknown) =>
+    while (!tidying.signal.aborted) {
+      await recover({ catalog, blobs, clock, log, listingLifeMs, inFlight }, tidying.signal).catch((error: unknown) =>
         onFault("recover", error),
       );
-      await clock.sleep(DAY_MS, upkeep.signal).catch(() => undefined);
+      await uploads.expire().catch((error: unknown) => onFault("expire uploads", error));
+      await clock.sleep(DAY_MS, tidying.signal).catch(() => undefined);
     }
   })();
   stack.defer(async () => {
-    upkeep.abort();
+    tidying.abort();
     await recovered;
   });
 
@@ -170,6 +232,9 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     stopping = true;
     return server.close(running.server.drainTimeout);
   });
+  upkeep.begin(() => ({ gc: running.gc.interval }));
+  // Before the server waits for answers: what upkeep does goes on after the next start.
+  stack.defer(() => upkeep.stop());
   log.info({ address, root, upstreams: [...upstreams.keys()], version: VERSION }, "entrepot is ready");
 
   const owned = stack.move();

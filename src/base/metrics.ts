@@ -80,6 +80,17 @@ export class Metrics {
   readonly blobsBytes = this.#gauge("blobs_bytes", "Bytes stored", ["kind"]);
   readonly storageFreeBytes = this.#gauge("storage_free_bytes", "Free bytes of the file system under storage.root", []);
 
+  readonly gcRuns = this.#counter("gc_runs_total", "Garbage collections that ended", ["result"]);
+  readonly gcReclaimedBytes = this.#counter("gc_reclaimed_bytes_total", "Bytes of manifests and blobs removed", []);
+  readonly gcDuration = this.#gauge("gc_duration_seconds", "How long the last garbage collection took", []);
+  readonly scrubRuns = this.#counter("scrub_runs_total", "Scrubs that ended", ["result"]);
+  readonly scrubbedBytes = this.#counter("scrub_read_bytes_total", "Bytes that scrubs have read and proven", []);
+  readonly scrubFindings = this.#counter("scrub_findings_total", "What scrubs have found to be wrong", [
+    "kind",
+    "repaired",
+  ]);
+  readonly scrubDuration = this.#gauge("scrub_duration_seconds", "How long the last scrub took", []);
+
   readonly processCpu = this.#counter("process_cpu_seconds_total", "User and system time of the process", []);
   readonly processResident = this.#gauge("process_resident_memory_bytes", "Memory of the process in RAM", []);
   readonly processStart = this.#gauge("process_start_time_seconds", "When the process started, Unix time", []);

@@ -47,8 +47,9 @@ export function applyRegistryEnvironment(
       settings.set([...upstream, "default"], true, { source });
     } else if (CREDENTIALS.includes(source)) {
       if (remote === "") warnings.push(`${source} is ignored: REGISTRY_PROXY_REMOTEURL is not set`);
-    } else if (source !== "REGISTRY_STORAGE_DELETE_ENABLED") {
-      // Deletion concerns hosted content, which can always be deleted.
+    } else if (source === "REGISTRY_STORAGE_DELETE_ENABLED") {
+      settings.set(["hosted", "delete"], value === "true" || value === "1", { source });
+    } else {
       warnings.push(`${source} is ignored: it has no counterpart here`);
     }
   }

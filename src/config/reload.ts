@@ -11,7 +11,7 @@ export interface Reload {
   needRestart: string[];
 }
 
-/** Takes over what can change in a running daemon: how much is logged, limits of space and time, the policy of known upstreams. */
+/** Takes over what can change in a running daemon: how much is logged, limits of space and time, the policy of known upstreams and of what is hosted. */
 export function planReload(running: Config, next: Config): Reload {
   const upstreams = Object.entries(running.upstreams).map(([name, upstream]): [string, UpstreamConfig] => {
     const policy = next.upstreams[name] && policyOf(next.upstreams[name]);
@@ -23,6 +23,9 @@ export function planReload(running: Config, next: Config): Reload {
     log: { ...running.log, level: next.log.level, requests: next.log.requests },
     storage: { ...running.storage, cacheMaxSize: next.storage.cacheMaxSize, minFree: next.storage.minFree },
     upstreams: Object.fromEntries(upstreams),
+    hosted: { ...next.hosted, namespaces: running.hosted.namespaces },
+    gc: next.gc,
+    scrub: next.scrub,
   };
   return { config, changed: differences(running, config), needRestart: differences(config, next) };
 }

@@ -429,9 +429,45 @@ export const configSchema = z
             ),
           )
           .prefault([])
-          .describe("First components of names that are kept here alone and never looked up elsewhere."),
+          .describe(
+            "First components of names that are kept here alone and never looked up elsewhere. A first push makes further ones.",
+          ),
+        pushFrom: z
+          .enum(["loopback", "anywhere", "nowhere"])
+          .default("loopback")
+          .describe("Which clients may push and delete: those on this machine, all of them, or none."),
+        delete: z.boolean().default(true).describe("Whether tags, manifests and blobs can be deleted."),
+        immutableTags: z
+          .record(nonEmpty, z.array(nonEmpty).describe("Globs of tags."))
+          .prefault({})
+          .describe("Tags that, once pushed, are neither moved nor deleted: globs of tags by globs of namespaces."),
+        uploadLife: duration("7d", "An upload that nobody goes on with is given up after so long.", { min: 60_000 }),
+        chunkMinLength: size(
+          "0",
+          "Told to clients that upload in chunks: the least that one should hold. 0: nothing is told.",
+        ),
       },
       "Repositories that live here.",
+    ),
+    gc: section(
+      {
+        interval: duration("1d", "How often content that nothing points to is removed. 0: only by hand."),
+        grace: duration("24h", "How long such content stays after its last use: a push that is under way needs it."),
+        deleteUntagged: z
+          .boolean()
+          .default(false)
+          .describe(
+            "Whether manifests without a tag go, too, when they are older than grace, belong to no index and refer to no manifest that stays.",
+          ),
+      },
+      "Garbage collection of what was pushed.",
+    ),
+    scrub: section(
+      {
+        interval: duration("30d", "How often everything that is stored is read and proven. 0: only by hand."),
+        bandwidth: size("32MiB", "Bytes per second that it reads at most.", 1),
+      },
+      "The search for damage on the disk.",
     ),
   })
   // Also after other faults, so that all are told at once: nothing about the shape may be taken for granted.

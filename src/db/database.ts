@@ -17,7 +17,8 @@ export interface Writer extends Reader {
 }
 
 /**
- * `durable`: survives power loss once the promise resolves (about 0.3 to 1 ms). For what a client was told is kept.
+ * `durable`: survives power loss once the promise resolves (after one sync of the disk, which those who wait together share). For what a
+ * client was told is kept. Others may see it a moment earlier; whatever durable thing they build on it survives only together with it.
  * `lazy`: survives kill -9; power loss may take the last few. For what an upstream still has.
  */
 export type Durability = "durable" | "lazy";
@@ -27,6 +28,9 @@ export type Durability = "durable" | "lazy";
  * One transaction runs at a time: between two awaits of `work` nobody else's statement slips in. Transactions are short and never span the network.
  */
 export interface Database extends Reader, AsyncDisposable {
-  /** Runs `work` in a transaction: commits when it resolves, rolls back when it rejects. */
+  /**
+   * Runs `work` in a transaction: commits when it resolves, rolls back when it rejects.
+   * @throws what `work` throws; Error where the commit fails, or where a durable one was committed but the disk would not keep it
+   */
   transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T>;
 }

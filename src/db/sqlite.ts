@@ -2,6 +2,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import Sqlite from "better-sqlite3";
 import { Checkpointer } from "./checkpoint.ts";
 import type { Database, Durability, Params, Reader, Writer } from "./database.ts";
+import { LogSync } from "./log-sync.ts";
 import { MIGRATIONS } from "./migrations.ts";
 
 /** How long a transaction waits for another process (a backup, a shell) to let go of the database. */
@@ -47,19 +48,23 @@ class Connection implements Writer {
   }
 }
 
-/** SQLite through better-sqlite3: one connection reads, another writes, a thread moves the write-ahead log into the database file. */
+/**
+ * SQLite through better-sqlite3: one connection reads, another writes, a thread moves the write-ahead log into the database file.
+ * A commit appends to the log; a durable one then waits until the log is on the disk, and the next transaction need not wait for that.
+ */
 class SqliteDatabase implements Database {
   readonly #reader: Reader & Connection;
   readonly #writer: Connection;
   readonly #checkpointer: Checkpointer;
-  #synchronous: Durability | undefined;
+  readonly #log: LogSync;
   /** Another process has held the database for longer than our patience: nobody waits again until it lets go. */
   #held = false;
   #queue: Promise<unknown> = Promise.resolve();
 
-  constructor(reader: Connection, writer: Connection, file: string) {
+  constructor(reader: Connection, writer: Connection, log: LogSync, file: string) {
     this.#reader = reader;
     this.#writer = writer;
+    this.#log = log;
     this.#checkpointer = new Checkpointer(file, () => {
       const turn = this.#queue.then(() => writer.exec("PRAGMA wal_checkpoint(PASSIVE)"));
       this.#queue = turn.catch(() => undefined);
@@ -75,18 +80,16 @@ class SqliteDatabase implements Database {
     return this.#reader.all<Row>(sql, params);
   }
 
-  transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
+  async transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
     const deadlineMs = performance.now() + PATIENCE_MS;
-    const turn = this.#queue.then(() => this.#run(durability, work, deadlineMs));
+    const turn = this.#queue.then(() => this.#run(work, deadlineMs));
     this.#queue = turn.catch(() => undefined);
-    return turn;
+    const result = await turn;
+    if (durability === "durable") await this.#log.reach();
+    return result;
   }
 
-  async #run<T>(durability: Durability, work: (tx: Writer) => Promise<T>, deadlineMs: number): Promise<T> {
-    if (this.#synchronous !== durability) {
-      this.#writer.exec(`PRAGMA synchronous = ${durability === "durable" ? "FULL" : "NORMAL"}`);
-      this.#synchronous = durability;
-    }
+  async #run<T>(work: (tx: Writer) => Promise<T>, deadlineMs: number): Promise<T> {
     await this.#begin(deadlineMs);
     try {
       const result = await work(this.#writer);
@@ -123,6 +126,7 @@ class SqliteDatabase implements Database {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#checkpointer.close();
     await this.#queue;
+    await this.#log[Symbol.asyncDispose]();
     this.#reader.close();
     this.#writer.close();
   }
@@ -136,6 +140,8 @@ export async function openSqlite(file: string): Promise<Database> {
   const writer = new Sqlite(file);
   try {
     writer.pragma("journal_mode = WAL");
+    // Durable transactions sync the log themselves: within a commit it would hold the event loop.
+    writer.pragma("synchronous = NORMAL");
     writer.pragma("foreign_keys = ON");
     writer.pragma("busy_timeout = 5000");
     // A checkpoint inside a commit would hold the event loop for its fsyncs (5 to 50 ms): the worker does it.
@@ -146,7 +152,8 @@ export async function openSqlite(file: string): Promise<Database> {
     writer.pragma("busy_timeout = 0");
     const reader = new Sqlite(file, { readonly: true });
     reader.pragma("mmap_size = 268435456");
-    return new SqliteDatabase(new Connection(reader), new Connection(writer), file);
+    const log = await LogSync.open(file);
+    return new SqliteDatabase(new Connection(reader), new Connection(writer), log, file);
   } catch (error) {
     writer.close();
     throw error;

@@ -4,7 +4,9 @@ import { Router } from "@koa/router";
 import type Koa from "koa";
 import { z } from "zod";
 import { RegistryError } from "../oci/errors.ts";
-import type { WarmEvent, Warming } from "../registry/warm.ts";
+import type { Warming } from "../registry/warm.ts";
+import type { Tell } from "../upkeep/job.ts";
+import type { Upkeep } from "../upkeep/upkeep.ts";
 
 const MAX_BODY_BYTES = 1024 * 1024;
 
@@ -16,29 +18,53 @@ const warmBody = z.strictObject({
     .default([]),
 });
 
-/** The JSON API under /api/v1. */
-export function apiRoutes(deps: { warming: Warming }): Koa.Middleware {
+const gcBody = z.strictObject({ dryRun: z.boolean().default(false) });
+
+/** The JSON API under /api/v1. What takes long answers one JSON object a line while it works. */
+export function apiRoutes({ warming, upkeep }: { warming: Warming; upkeep: Upkeep }): Koa.Middleware {
   const router = new Router({ prefix: "/api/v1" });
 
-  /** Answers one JSON object a line while it works: see `WarmEvent`. */
   router.post("/warm", async (ctx) => {
-    (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: "api" });
     const { images, platforms } = parseBody(warmBody, await readJson(ctx.req));
-    const { res } = ctx;
-    ctx.respond = false;
-    res.writeHead(200, { "content-type": "application/x-ndjson" });
-    const gone = new AbortController();
-    res.once("close", () => gone.abort());
-    const tell = async (event: WarmEvent): Promise<void> => {
-      if (res.destroyed) return;
-      if (!res.write(`${JSON.stringify(event)}\n`))
-        await once(res, "drain", { signal: gone.signal }).catch(() => undefined);
-    };
-    await deps.warming.run(images, platforms, tell, gone.signal);
-    res.end();
+    await tellEvents(ctx, (tell, signal) => warming.run(images, platforms, tell, signal));
   });
 
-  return router.routes() as Koa.Middleware;
+  router.post("/gc", async (ctx) => {
+    const { dryRun } = parseBody(gcBody, await readJson(ctx.req));
+    await tellEvents(ctx, (tell, signal) => upkeep.gc.start({ dryRun }, tell, signal));
+  });
+
+  const routes = router.routes() as Koa.Middleware;
+  return (ctx, next) => {
+    if (ctx.path.startsWith("/api/")) (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: "api" });
+    return routes(ctx, next);
+  };
+}
+
+/**
+ * Answers with what the work tells, one JSON object a line.
+ * @param work is told by the signal that the client has left; what it throws before its first event is answered as an error
+ */
+async function tellEvents<Event>(
+  ctx: Koa.Context,
+  work: (tell: Tell<Event>, signal: AbortSignal) => Promise<void>,
+): Promise<void> {
+  const { res } = ctx;
+  const gone = new AbortController();
+  res.once("close", () => gone.abort());
+  const begin = (): void => {
+    ctx.respond = false;
+    res.writeHead(200, { "content-type": "application/x-ndjson" });
+  };
+  const working = work(async (event) => {
+    if (res.destroyed) return;
+    if (!res.headersSent) begin();
+    if (!res.write(`${JSON.stringify(event)}\n`))
+      await once(res, "drain", { signal: gone.signal }).catch(() => undefined);
+  }, gone.signal);
+  if (!res.headersSent) begin();
+  await working;
+  res.end();
 }
 
 function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {

@@ -10,7 +10,8 @@ import { RegistryError } from "../oci/errors.ts";
 import { clientAddressReader } from "./client-address.ts";
 import { toClientError, writeError } from "./errors.ts";
 import { ClientGone } from "./send.ts";
-import type { Exchange, V2 } from "./v2.ts";
+import type { Exchange } from "./exchange.ts";
+import type { V2 } from "./v2.ts";
 
 export interface ServerDeps {
   config: Config["server"];
@@ -202,6 +203,7 @@ export class HttpServer {
       method: ctx.method,
       path: question < 0 ? url : url.slice(0, question),
       query: new URLSearchParams(question < 0 ? "" : url.slice(question + 1)),
+      client: () => this.#clientAddress(ctx.req),
       note: ctx.state["note"] as Exchange["note"],
     };
     if (!(await this.#deps.v2.handle(exchange))) return next();

@@ -1,41 +1,45 @@
-import type { IncomingMessage, ServerResponse } from "node:http";
+import { BlockList } from "node:net";
 import type { Metrics } from "../base/metrics.ts";
+import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { MEDIA_TYPES } from "../oci/manifest.ts";
 import { parseRange } from "../oci/range.ts";
 import { isDigest } from "../oci/digest.ts";
 import { parseRoute, type Route } from "../oci/route.ts";
 import type { Located } from "../registry/names.ts";
-import { pageOf } from "../registry/page.ts";
 import type { Registry } from "../registry/registry.ts";
+import { API_VERSION, type Exchange } from "./exchange.ts";
+import { Push } from "./push.ts";
 import { guardEnd, sendBlob, type ProgressRule } from "./send.ts";
-
-export interface Exchange {
-  request: IncomingMessage;
-  response: ServerResponse;
-  method: string;
-  path: string;
-  query: URLSearchParams;
-  /** What the log line and the metrics say of it. */
-  note(facts: { handler?: string; result?: string; bytes?: number; upstream?: string | undefined }): void;
-}
 
 export interface V2Deps {
   registry: Registry;
   metrics: Metrics;
   progress: ProgressRule;
+  /** Answered in front of every Location; undefined: Locations are relative. */
+  publicUrl: string | undefined;
+  /** Read whenever it is needed: it can be reloaded. */
+  hosted: () => Config["hosted"];
 }
 
-const API_VERSION = { "docker-distribution-api-version": "registry/2.0", "x-content-type-options": "nosniff" };
 const PULL_METHODS = new Set(["GET", "HEAD"]);
 const MAX_PAGE = 10_000;
 
 /** The OCI distribution API. Answers are written straight to the socket: nothing of Koa's body handling lies on the path of a pull. */
 export class V2 {
   readonly #deps: V2Deps;
+  readonly #push: Push;
 
   constructor(deps: V2Deps) {
     this.#deps = deps;
+    const { registry, progress, publicUrl } = deps;
+    this.#push = new Push({
+      hosted: registry.hosted,
+      locate: (name) => registry.locate(name, undefined),
+      progress,
+      publicUrl,
+      chunkMinLength: () => deps.hosted().chunkMinLength,
+    });
   }
 
   /** @returns false for a path that is no endpoint of it */
@@ -50,13 +54,48 @@ export class V2 {
       guardEnd(exchange.response, this.#deps.progress);
       return true;
     }
-    const located = this.#deps.registry.locate(route.name, exchange.query.get("ns") ?? undefined);
-    if (!PULL_METHODS.has(exchange.method) || route.kind === "uploads" || route.kind === "upload") {
-      throw this.#deps.registry.refuseWrite(located);
+    const ns = exchange.query.get("ns") ?? undefined;
+    const { method } = exchange;
+    if (route.kind === "uploads" || route.kind === "upload" || !PULL_METHODS.has(method)) {
+      if (route.kind === "tags" || route.kind === "referrers") throw methodNotAllowed(method);
+      // What is deleted has to be here; what is pushed may make its namespace.
+      const located =
+        method === "DELETE" && route.kind !== "upload"
+          ? this.#deps.registry.locateForDelete(route.name, ns)
+          : this.#deps.registry.locateForPush(route.name, ns);
+      this.#checkWriter(exchange);
+      await this.#push.handle(exchange, route, located);
+      return true;
     }
-    await this.#pull(exchange, route, located);
+    try {
+      await this.#pull(exchange, route, this.#deps.registry.locate(route.name, ns));
+    } catch (error) {
+      const sought = method === "HEAD" && (route.kind === "manifest" || route.kind === "blob");
+      if (!sought || !this.#mayWrite(exchange) || !this.#deps.registry.mayBeginWith(route.name, ns, error)) throw error;
+      throw new RegistryError(
+        route.kind === "blob" ? "BLOB_UNKNOWN" : "MANIFEST_UNKNOWN",
+        `${route.name} is not hosted here yet, and not known to strangers elsewhere: ${(error as Error).message}`,
+        { cause: error },
+      );
+    }
     guardEnd(exchange.response, this.#deps.progress);
     return true;
+  }
+
+  #mayWrite(exchange: Exchange): boolean {
+    const { pushFrom } = this.#deps.hosted();
+    const client = exchange.client();
+    // A Unix socket's client has no address: who may open the socket is the file system's matter.
+    return pushFrom === "anywhere" || (pushFrom === "loopback" && (client === "" || isLoopback(client)));
+  }
+
+  /** @throws RegistryError DENIED */
+  #checkWriter(exchange: Exchange): void {
+    if (this.#mayWrite(exchange)) return;
+    throw new RegistryError(
+      "DENIED",
+      `hosted.pushFrom is ${this.#deps.hosted().pushFrom}, and this request comes from ${exchange.client()}: set it to anywhere where everybody who reaches this address may push and delete`,
+    );
   }
 
   #pull(
@@ -166,16 +205,15 @@ export class V2 {
 
   async #tags(exchange: Exchange, { name }: Extract<Route, { kind: "tags" }>, located: Located): Promise<void> {
     const { n, last } = readPage(exchange.query);
-    const answer = await this.#deps.registry.tags(located);
+    const answer = await this.#deps.registry.tags(located, { n, last });
     exchange.note({ result: answer.result, upstream: answer.upstream });
-    const page = pageOf(answer.items, n, last);
     writeJson(
       exchange,
       // The client's own spelling, so that it finds what it asked for.
-      { name, tags: page.items },
+      { name, tags: answer.items },
       {
         ...scopeHeaders(located, answer.warning),
-        ...linkHeader(exchange, page.more, n, page.items.at(-1)),
+        ...linkHeader(exchange, answer.more, n, answer.items.at(-1)),
       },
     );
   }
@@ -185,18 +223,18 @@ export class V2 {
     { digest }: Extract<Route, { kind: "referrers" }>,
     located: Located,
   ): Promise<void> {
-    const answer = await this.#deps.registry.referrers(located, digest);
-    exchange.note({ result: answer.result, upstream: answer.upstream });
     const artifactType = exchange.query.get("artifactType");
-    const manifests =
-      artifactType === null ? answer.items : answer.items.filter((item) => item["artifactType"] === artifactType);
+    const { n, last } = readPage(exchange.query);
+    const answer = await this.#deps.registry.referrers(located, digest, artifactType ?? undefined, { n, last });
+    exchange.note({ result: answer.result, upstream: answer.upstream });
     writeJson(
       exchange,
-      { schemaVersion: 2, mediaType: MEDIA_TYPES.ociIndex, manifests },
+      { schemaVersion: 2, mediaType: MEDIA_TYPES.ociIndex, manifests: answer.items },
       {
         ...scopeHeaders(located, answer.warning),
         "content-type": MEDIA_TYPES.ociIndex,
         ...(artifactType === null ? {} : { "oci-filters-applied": "artifactType" }),
+        ...linkHeader(exchange, answer.more, n, answer.items.at(-1)?.["digest"] as string | undefined),
       },
     );
   }
@@ -257,14 +295,16 @@ function readPage(query: URLSearchParams): { n: number | undefined; last: string
 
 function linkHeader(
   exchange: Exchange,
-  more: boolean,
+  more: boolean | undefined,
   n: number | undefined,
   last: string | undefined,
 ): Record<string, string> {
-  if (!more || n === undefined || last === undefined) return {};
-  const query = new URLSearchParams({ n: String(n), last });
-  const ns = exchange.query.get("ns");
-  if (ns !== null) query.set("ns", ns);
+  if (!more || last === undefined) return {};
+  const query = new URLSearchParams({ ...(n === undefined ? {} : { n: String(n) }), last });
+  for (const kept of ["artifactType", "ns"]) {
+    const value = exchange.query.get(kept);
+    if (value !== null) query.set(kept, value);
+  }
   return { link: `<${exchange.path}?${query.toString()}>; rel="next"` };
 }
 
@@ -277,6 +317,14 @@ function writeJson(exchange: Exchange, value: unknown, headers: Record<string, s
     ...headers,
   });
   exchange.response.end(exchange.method === "HEAD" ? undefined : body);
+}
+
+const LOOPBACK = new BlockList();
+LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
+LOOPBACK.addAddress("::1", "ipv6");
+
+function isLoopback(address: string): boolean {
+  return LOOPBACK.check(address, address.includes(":") ? "ipv6" : "ipv4");
 }
 
 function methodNotAllowed(method: string): RegistryError {

@@ -32,6 +32,8 @@ export interface RegistryErrorOptions {
   status?: number;
   /** Sent as `Retry-After`. */
   retryAfterSeconds?: number;
+  /** More of the same, told in the same answer. */
+  others?: readonly RegistryError[];
 }
 
 /** An error that a client is told as it is: `message` names the cause and, where there is one, the remedy. */
@@ -41,6 +43,7 @@ export class RegistryError extends Error {
   readonly status: number;
   readonly detail: Record<string, unknown> | undefined;
   readonly retryAfterSeconds: number | undefined;
+  readonly #others: readonly RegistryError[];
 
   constructor(code: ErrorCode, message: string, options: RegistryErrorOptions = {}) {
     super(message, { cause: options.cause });
@@ -48,12 +51,17 @@ export class RegistryError extends Error {
     this.status = options.status ?? TABLE[code];
     this.detail = options.detail;
     this.retryAfterSeconds = options.retryAfterSeconds;
+    this.#others = options.others ?? [];
   }
 
   /** The body of an answer under `/v2/`. */
-  toJSON(): { errors: [{ code: ErrorCode; message: string; detail?: Record<string, unknown> }] } {
+  toJSON(): { errors: { code: ErrorCode; message: string; detail?: Record<string, unknown> }[] } {
     return {
-      errors: [{ code: this.code, message: this.message, ...(this.detail ? { detail: this.detail } : {}) }],
+      errors: [this, ...this.#others].map(({ code, message, detail }) => ({
+        code,
+        message,
+        ...(detail ? { detail } : {}),
+      })),
     };
   }
 }

@@ -32,6 +32,8 @@ export interface BlobAnswer {
 
 export interface ListAnswer<T> {
   items: T[];
+  /** Whether more follow after the last one. */
+  more?: boolean;
   warning: string | undefined;
   upstream: string | undefined;
   result: CacheResult;

@@ -1,24 +1,23 @@
 import { once } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import type { CacheResult } from "../base/metrics.ts";
-import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
+import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { RepositoryName } from "../oci/reference.ts";
-import { BlobFault, type BlobReader, type BlobStore } from "../store/blobs.ts";
+import type { BlobStore } from "../store/blobs.ts";
 import type { Catalog, Ledger, Owner } from "../store/catalog.ts";
-import { MAX_ENTRY_BYTES, type MemoryCache } from "../store/memory.ts";
-import { ProvingReader } from "../store/proving-reader.ts";
 import type { Usage } from "../store/usage.ts";
 import type { Downloads, FlightPlan } from "../transfer/download.ts";
 import type { BlobSource } from "../transfer/source.ts";
 import type { BlobAnswer } from "./answers.ts";
-import { attempt, Beliefs } from "./shared.ts";
+import { attempt } from "./shared.ts";
+import type { StoredBlobs } from "./stored-blobs.ts";
 import { ownerOf, type Target } from "./upstream.ts";
 
 export interface BlobDeps {
   catalog: Catalog;
   blobs: BlobStore;
-  memory: MemoryCache;
+  stored: StoredBlobs;
   usage: Usage;
   downloads: Downloads;
   clock: Clock;
@@ -38,8 +37,6 @@ interface Boarding {
   owners: Map<RepositoryName, Owner>;
 }
 
-/** How long the proof of a file is good: what a disk changes is found by the first full read a day later. */
-const PROOF_LIFE_MS = 86_400_000;
 /** How often a client goes on by itself after joining the failed download of another repository. */
 const MAX_REBOARDINGS = 2;
 
@@ -52,8 +49,6 @@ const MAX_REBOARDINGS = 2;
 export class CachedBlobs {
   readonly #deps: BlobDeps;
   readonly #boardings = new Map<Digest, Boarding>();
-  /** Blobs whose file was hashed not long ago. */
-  readonly #proven = new Beliefs();
 
   constructor(deps: BlobDeps) {
     this.#deps = deps;
@@ -93,64 +88,24 @@ export class CachedBlobs {
 
   /** @returns undefined where it is not here, or not whole */
   async #stored(target: Target, digest: Digest, head: boolean): Promise<BlobAnswer | undefined> {
-    const { catalog, blobs, memory, usage, clock, onFault } = this.#deps;
-    const stored = await this.#attempt("find blob", () => catalog.findBlob(target.repository, digest));
-    if (!stored) return undefined;
+    const { catalog, stored, usage, clock, onFault } = this.#deps;
+    const row = await this.#attempt("find blob", () => catalog.findBlob(target.repository, digest));
+    if (!row) return undefined;
     let result: CacheResult = "hit";
-    if (!stored.linked) {
+    if (!row.linked) {
       await this.#provePossession(target, digest);
       await this.#attempt("link blob", () => catalog.link(ownerOf(target), digest, clock.now()));
       result = "revalidated";
     }
     usage.touch(digest);
-    const answer = { digest, sizeBytes: stored.sizeBytes, upstream: target.upstream.name, result };
-    const remembered = memory.get(digest);
-    if (remembered) return { ...answer, content: head ? undefined : remembered };
-    let reader: (BlobReader & { sizeBytes: number }) | undefined;
+    const answer = { digest, sizeBytes: row.sizeBytes, upstream: target.upstream.name, result };
     try {
-      reader = await blobs.open(digest, stored.sizeBytes);
-      if (head) {
-        reader.close();
-        return { ...answer, content: undefined };
-      }
-      if (stored.sizeBytes > MAX_ENTRY_BYTES) return { ...answer, content: this.#proving(reader, digest) };
-      const bytes = await readAll(reader, stored.sizeBytes);
-      reader.close();
-      if (digestOf(bytes, algorithmOf(digest)) !== digest)
-        throw new BlobFault("corrupt", `the file of ${digest} is damaged`);
-      memory.set(digest, bytes);
-      return { ...answer, content: bytes };
+      return { ...answer, content: await stored.open(digest, row.sizeBytes, head) };
     } catch (error) {
-      reader?.close();
+      // This pull goes upstream.
       onFault("open blob", error);
-      // Unreadable is not gone: the file stays for a disk that recovers, and this pull goes upstream.
-      if (error instanceof BlobFault && error.fault !== "unreadable") await this.#retire(digest);
       return undefined;
     }
-  }
-
-  /** The reader itself, or one that proves the file once more while it is read: the first to read it in a day pays for that. */
-  #proving(reader: BlobReader & { sizeBytes: number }, digest: Digest): BlobReader {
-    const { clock, onFault } = this.#deps;
-    if (this.#proven.holds(digest, clock.now())) return reader;
-    return new ProvingReader(reader, digest, (sound) => {
-      if (sound) {
-        this.#proven.believe(digest, clock.now(), PROOF_LIFE_MS);
-        return;
-      }
-      onFault("read blob", new BlobFault("corrupt", `the file of ${digest} is damaged`));
-      // A slow reader may tell of a file that has been replaced by a sound one.
-      if (!this.#proven.holds(digest, clock.now())) void this.#retire(digest);
-    });
-  }
-
-  /** Takes a damaged blob out of the way: the next pull fetches it anew. */
-  async #retire(digest: Digest): Promise<void> {
-    const { catalog, blobs, ledger } = this.#deps;
-    await this.#attempt("quarantine", async () => {
-      ledger.removed(await catalog.removeBlobs([digest]));
-      await blobs.quarantine(digest);
-    });
   }
 
   /** This repository's own upstream says that it has the blob. @throws RegistryError BLOB_UNKNOWN, RemoteError */
@@ -209,7 +164,7 @@ export class CachedBlobs {
   /** Notes that a flight starts for this repository. To be called in the same turn as the start itself. */
   #depart(target: Target, plan: FlightPlan): FlightPlan {
     const { digest } = plan;
-    const { catalog, clock, ledger } = this.#deps;
+    const { catalog, blobs, clock, ledger, stored } = this.#deps;
     const boarding: Boarding = {
       starter: target.repository,
       owners: new Map([[target.repository, ownerOf(target)]]),
@@ -218,9 +173,16 @@ export class CachedBlobs {
     return {
       ...plan,
       committed: async (sizeBytes) => {
-        const isNew = await catalog.addBlob([...boarding.owners.values()], digest, sizeBytes, clock.now());
+        let isNew: boolean;
+        try {
+          isNew = await catalog.addBlob([...boarding.owners.values()], digest, sizeBytes, clock.now());
+        } catch (error) {
+          // Its file would count for nobody, unless it has been pushed as well.
+          if (!(await catalog.hasBlob(digest))) await blobs.remove(digest);
+          throw error;
+        }
         if (isNew) ledger.added(target.upstream.name, sizeBytes);
-        this.#proven.believe(digest, clock.now(), PROOF_LIFE_MS);
+        stored.proven(digest);
       },
       ended: () => {
         if (this.#boardings.get(digest) === boarding) this.#boardings.delete(digest);
@@ -267,14 +229,4 @@ async function settle(
     release();
     proven.catch(() => undefined);
   }
-}
-
-async function readAll(reader: BlobReader, sizeBytes: number): Promise<Buffer> {
-  const bytes = Buffer.allocUnsafe(sizeBytes);
-  for (let at = 0; at < sizeBytes;) {
-    const read = await reader.read(bytes.subarray(at), at);
-    if (read === 0) throw new BlobFault("corrupt", `the file ends at byte ${at} of ${sizeBytes}`);
-    at += read;
-  }
-  return bytes;
 }

@@ -7,7 +7,7 @@ import { bareMediaType, isManifestType, parseManifest, type Manifest } from "../
 import type { Reference, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { Remote } from "../remote/remote.ts";
-import type { Catalog, Ledger, StoredTag } from "../store/catalog.ts";
+import { newManifest, type Catalog, type Ledger, type StoredTag } from "../store/catalog.ts";
 import type { MemoryCache } from "../store/memory.ts";
 import { DigestMismatch } from "../transfer/source.ts";
 import { staleWarning } from "./answers.ts";
@@ -215,7 +215,7 @@ export class CachedManifests {
     if (!bytes) return undefined;
     if (digestOf(bytes, algorithmOf(digest)) !== digest) {
       onFault("read manifest", new DigestMismatch(`the stored bytes of ${digest} are damaged`));
-      await this.#attempt("remove manifest", async () => ledger.removed(await catalog.removeManifests([digest])));
+      await this.#attempt("remove manifest", async () => ledger.removed(await catalog.evictManifests([digest])));
       return undefined;
     }
     memory.set(digest, bytes);
@@ -232,11 +232,11 @@ export class CachedManifests {
       }, first);
       if (!found) throw this.#nowAbsent(target, reference);
       const { manifest, ...fetched } = found.answer;
+      const stored = newManifest(fetched.digest, fetched.bytes, manifest);
       const { catalog, clock, ledger, memory } = this.#deps;
       memory.set(fetched.digest, fetched.bytes);
-      const children = [...(manifest.config ? [manifest.config] : []), ...manifest.layers, ...manifest.manifests];
       await this.#attempt("store manifest", async () => {
-        const isNew = await catalog.addManifest(ownerOf(target), { ...fetched, children }, clock.now());
+        const isNew = await catalog.addManifest(ownerOf(target), stored, clock.now());
         if (isNew) ledger.added(upstream.name, fetched.sizeBytes);
       });
       return fetched;

@@ -1,5 +1,6 @@
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
+import type { Claims } from "../store/hosted-catalog.ts";
 import { isRepositoryName, type RepositoryName } from "../oci/reference.ts";
 
 /** A repository as the registry keeps it: the full name is the key, however the client spelt it. */
@@ -15,7 +16,15 @@ export type Located =
       /** Answered as `OCI-Namespace` where the client scoped its request by `ns`. */
       namespace: string | undefined;
     }
-  | { kind: "hosted"; repository: RepositoryName };
+  | Hosted;
+
+/** `team/app`: a repository that lives here. */
+export interface Hosted {
+  kind: "hosted";
+  repository: RepositoryName;
+  /** Its namespace is not hosted yet: a push makes it so, unless the default upstream has been asked for what these name. */
+  claims?: Claims;
+}
 
 /** Docker Hub keeps its official images under `library/`, and its clients leave that out. */
 const HUB = "docker.io";
@@ -28,7 +37,7 @@ export class Names {
   readonly #upstreams = new Map<string, string>();
   readonly #configs: Config["upstreams"];
   readonly #default: string | undefined;
-  readonly #hosted: ReadonlySet<string>;
+  readonly #hosted: Set<string>;
 
   constructor(config: Pick<Config, "upstreams" | "hosted">) {
     this.#configs = config.upstreams;
@@ -68,6 +77,35 @@ export class Names {
       "NAME_UNKNOWN",
       `"${name}" names neither a hosted namespace nor an upstream: ${this.#remedy()}`,
     );
+  }
+
+  /**
+   * As {@link locate}, but a name whose namespace a first push may make a hosted one is hosted: then it has `claims`.
+   * `library`, names with a dot and those of upstreams never are.
+   */
+  locateForPush(name: RepositoryName, ns: string | undefined): Located {
+    const [first = name] = name.split("/", 1);
+    const claimable =
+      ns === undefined &&
+      !this.#hosted.has(first) &&
+      !this.#upstreams.has(first) &&
+      !first.includes(".") &&
+      first !== "library";
+    if (!claimable) return this.locate(name, ns);
+    const rival = this.#default === undefined ? undefined : this.#cached(this.#default, first, undefined).repository;
+    return {
+      kind: "hosted",
+      repository: name,
+      claims: {
+        namespace: first,
+        rivals: rival === undefined ? undefined : { repository: rival, prefix: `${this.#default}/${first}` },
+      },
+    };
+  }
+
+  /** From now on the namespace is hosted. */
+  host(namespace: string): void {
+    this.#hosted.add(namespace);
   }
 
   /** The cached repository that a full name in storage stands for; undefined where its upstream is configured no more. */

@@ -1,20 +1,38 @@
+import { setImmediate as turn } from "node:timers/promises";
 import { RegistryError } from "../oci/errors.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Reference, RepositoryName } from "../oci/reference.ts";
+import { RemoteError } from "../remote/remote-error.ts";
 import type { Catalog } from "../store/catalog.ts";
 import type { BlobAnswer, ListAnswer, ManifestAnswer } from "./answers.ts";
+import type { HostedRepositories } from "./hosted.ts";
 import type { Mirror } from "./mirror.ts";
-import type { Located, Names } from "./names.ts";
+import type { Hosted, Located, Names } from "./names.ts";
+import { pageOf } from "./page.ts";
+
+/** A part of a list that a client asks for. */
+export interface PageRequest {
+  /** At most so many; undefined: as many as fit into an answer. */
+  n: number | undefined;
+  /** What the part starts after (exclusive). */
+  last: string | undefined;
+}
+
+const HOSTED_PAGE = 10_000;
+const SEARCHED_PER_TURN = 500;
 
 /** The registry as clients see it: every request for a repository comes through here, and goes on to the mirror or to what is hosted. */
 export class Registry {
   readonly #names: Names;
   readonly #mirror: Mirror;
   readonly #catalog: Catalog;
+  /** What is pushed here, and who takes the pushes. */
+  readonly hosted: HostedRepositories;
 
-  constructor(names: Names, mirror: Mirror, catalog: Catalog) {
+  constructor(names: Names, mirror: Mirror, hosted: HostedRepositories, catalog: Catalog) {
     this.#names = names;
     this.#mirror = mirror;
+    this.hosted = hosted;
     this.#catalog = catalog;
   }
 
@@ -23,46 +41,104 @@ export class Registry {
     return this.#names.locate(name, ns);
   }
 
+  /** @throws RegistryError UNSUPPORTED: nothing is pushed to what is cached; and as `Names.locate` */
+  locateForPush(name: RepositoryName, ns: string | undefined): Hosted {
+    return onlyHosted(this.#names.locateForPush(name, ns));
+  }
+
+  /**
+   * Whether a client that looked for content before its first push to a namespace may begin. Docker Hub answers 401 for what it does not
+   * have, and most clients would give up on anything but 404.
+   * @param error how the look-up at the default upstream failed
+   */
+  mayBeginWith(name: RepositoryName, ns: string | undefined, error: unknown): boolean {
+    const { cause } = error as Error;
+    if (!(cause instanceof RemoteError) || cause.fault !== "unauthorized") return false;
+    const located = this.#names.locateForPush(name, ns);
+    return located.kind === "hosted" && located.claims !== undefined;
+  }
+
+  /** @throws as {@link locateForPush} */
+  locateForDelete(name: RepositoryName, ns: string | undefined): Hosted {
+    return onlyHosted(this.#names.locate(name, ns));
+  }
+
   /** @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
   manifest(located: Located, reference: Reference, head: boolean): Promise<ManifestAnswer> {
-    return located.kind === "cached" ? this.#mirror.manifest(located, reference, head) : notHosted(located);
+    return located.kind === "cached"
+      ? this.#mirror.manifest(located, reference, head)
+      : this.hosted.manifest(located, reference, head);
   }
 
   /** @throws RegistryError BLOB_UNKNOWN, NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
   blob(located: Located, digest: Digest, head: boolean): Promise<BlobAnswer> {
-    return located.kind === "cached" ? this.#mirror.blob(located, digest, head) : notHosted(located);
+    return located.kind === "cached"
+      ? this.#mirror.blob(located, digest, head)
+      : this.hosted.blob(located, digest, head);
   }
 
-  /** @throws RegistryError NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
-  tags(located: Located): Promise<ListAnswer<string>> {
-    return located.kind === "cached" ? this.#mirror.tags(located) : notHosted(located);
+  /** Tags in lexical order. @throws RegistryError NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
+  async tags(located: Located, { n, last }: PageRequest): Promise<ListAnswer<string>> {
+    if (located.kind === "cached") {
+      const answer = await this.#mirror.tags(located);
+      return { ...answer, ...pageOf(answer.items, n, last) };
+    }
+    const page = await this.hosted.tags(located, last ?? "", Math.min(n ?? HOSTED_PAGE, HOSTED_PAGE));
+    return { ...page, more: page.more && n !== 0, ...HERE };
   }
 
   /** None for what is not there: distribution-spec, "Listing Referrers". @throws RegistryError DENIED, TOOMANYREQUESTS, UNAVAILABLE */
-  async referrers(located: Located, digest: Digest): Promise<ListAnswer<Record<string, unknown>>> {
-    if (located.kind === "cached") return this.#mirror.referrers(located, digest);
-    return { items: [], warning: undefined, upstream: undefined, result: "hit" };
+  async referrers(
+    located: Located,
+    digest: Digest,
+    artifactType: string | undefined,
+    { n, last }: PageRequest,
+  ): Promise<ListAnswer<Record<string, unknown>>> {
+    if (located.kind === "cached") {
+      const answer = await this.#mirror.referrers(located, digest);
+      const wanted = (item: Record<string, unknown>): boolean =>
+        artifactType === undefined || item["artifactType"] === artifactType;
+      return { ...answer, items: answer.items.filter(wanted) };
+    }
+    return { ...(await this.hosted.referrers(located, digest, artifactType, last ?? "", n)), ...HERE };
+  }
+
+  /**
+   * Repositories whose name holds the text, whatever its case: those first that end with it, then in order of their names.
+   * Looks at a part of the names a turn of the event loop.
+   */
+  async search(text: string, limit: number): Promise<{ name: RepositoryName; description: string }[]> {
+    const wanted = text.toLowerCase();
+    const last: RepositoryName[] = [];
+    const others: RepositoryName[] = [];
+    for (let after = ""; ;) {
+      const names = await this.#catalog.listRepositories(after, SEARCHED_PER_TURN);
+      for (const name of names) {
+        if (name === wanted || name.endsWith(`/${wanted}`)) last.push(name);
+        else if (name.includes(wanted) && others.length < limit) others.push(name);
+      }
+      if (names.length < SEARCHED_PER_TURN || last.length >= limit) break;
+      after = names.at(-1) ?? after;
+      await turn();
+    }
+    return [...last, ...others].slice(0, limit).map((name) => {
+      const upstream = this.#names.stored(name)?.upstream;
+      return { name, description: upstream === undefined ? "hosted here" : `cached from ${upstream}` };
+    });
   }
 
   /** Repositories in order of their names, after `last` (exclusive). */
   repositories(last: string, limit: number): Promise<RepositoryName[]> {
     return this.#catalog.listRepositories(last, limit);
   }
-
-  /** Why nothing can be written to the repository. */
-  refuseWrite(located: Located): RegistryError {
-    return new RegistryError(
-      "UNSUPPORTED",
-      located.kind === "cached"
-        ? `${located.repository} is a cached copy of ${located.upstream}: push to ${located.upstream} itself`
-        : `${located.repository} is hosted here, and this version takes no pushes`,
-    );
-  }
 }
 
-// Never looked up elsewhere: a hosted name that is absent here is absent.
-function notHosted(located: Located): Promise<never> {
-  return Promise.reject(
-    new RegistryError("NAME_UNKNOWN", `${located.repository} is a hosted repository, and there is none of that name`),
+const HERE = { warning: undefined, upstream: undefined, result: "hit" } as const;
+
+function onlyHosted(located: Located): Hosted {
+  if (located.kind === "hosted") return located;
+  throw new RegistryError(
+    "UNSUPPORTED",
+    `${located.repository} is a cached copy of ${located.upstream}: push to ${located.upstream} itself`,
   );
 }

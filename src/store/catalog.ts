@@ -1,6 +1,7 @@
+import { setImmediate as turn } from "node:timers/promises";
 import type { Database, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
-import type { Descriptor } from "../oci/manifest.ts";
+import type { Descriptor, Manifest } from "../oci/manifest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { Remembered } from "./remembered.ts";
 
@@ -34,6 +35,20 @@ export interface NewManifest {
   mediaType: string;
   bytes: Buffer;
   children: readonly Pick<Descriptor, "digest" | "sizeBytes">[];
+  /** What it refers to, as the list of that one's referrers tells it. */
+  referrer?: { subject: Digest; artifactType: string | undefined; annotations: Record<string, string> | undefined };
+}
+
+/** A manifest as it is stored, with what it points to. */
+export function newManifest(digest: Digest, bytes: Buffer, manifest: Manifest): NewManifest {
+  const { mediaType, config, layers, manifests, subject, artifactType, annotations } = manifest;
+  return {
+    digest,
+    mediaType,
+    bytes,
+    children: [...(config ? [config] : []), ...layers, ...manifests],
+    ...(subject ? { referrer: { subject: subject.digest, artifactType, annotations } } : {}),
+  };
 }
 
 /** The repository a change belongs to; upstream is undefined for a hosted one. */
@@ -71,6 +86,9 @@ export interface Listing {
 
 type Row = Record<string, string | number | Buffer | null>;
 
+/** So many rows a turn of the event loop: a manifest of thousands of layers holds up nobody. */
+export const ROWS_PER_TURN = 200;
+
 const FIND_TAG = `
   SELECT t.digest, t.etag, t.checked_at, m.media_type, m.size
   FROM repositories r JOIN tags t ON t.repository_id = r.id JOIN manifests m ON m.digest = t.digest
@@ -80,13 +98,16 @@ const LINKED = `
           WHERE r.name = :repository AND c.digest = :digest) AS linked`;
 const FIND_BLOB = `SELECT size, upstream, ${LINKED} FROM blobs WHERE digest = :digest`;
 const FIND_MANIFEST = `SELECT media_type, size, upstream, ${LINKED} FROM manifests WHERE digest = :digest`;
-const REMOVE_BLOB = `DELETE FROM blobs WHERE digest = :digest RETURNING size AS "sizeBytes", upstream`;
-const REMOVE_MANIFEST = `DELETE FROM manifests WHERE digest = :digest RETURNING size AS "sizeBytes", upstream`;
+// What was pushed since it was chosen stays.
+const EVICT_BLOB = `DELETE FROM blobs WHERE digest = :digest AND upstream IS NOT NULL RETURNING size AS "sizeBytes", upstream`;
+const EVICT_MANIFEST = `DELETE FROM manifests WHERE digest = :digest AND upstream IS NOT NULL RETURNING size AS "sizeBytes", upstream`;
+const RETIRE_BLOB = `DELETE FROM blobs WHERE digest = :digest RETURNING size AS "sizeBytes", upstream`;
 const TOUCH_BLOB = "UPDATE blobs SET used_at = :now WHERE digest = :digest";
 const TOUCH_MANIFEST = "UPDATE manifests SET used_at = :now WHERE digest = :digest";
 
 /**
- * Which repositories, tags, manifests and blobs exist, and which repository may reach what. All of its SQL is here.
+ * Which repositories, tags, manifests and blobs exist, and which repository may reach what: how it is found, and what the mirror adds.
+ * What pushes add and deletes take away is in hosted-catalog.ts.
  * A tag always points to a manifest that is stored and linked to its repository.
  */
 export class Catalog {
@@ -178,8 +199,7 @@ export class Catalog {
   /** Lets a repository reach content that is stored already. */
   async link(owner: Owner, digest: Digest, nowMs: number): Promise<void> {
     await this.#db.transaction("lazy", (tx) => link(tx, owner, digest, nowMs));
-    this.#blobs.forget(`${owner.repository}@${digest}`);
-    this.#manifests.forget(`${owner.repository}@${digest}`);
+    this.forget(owner.repository, digest);
   }
 
   /**
@@ -189,30 +209,30 @@ export class Catalog {
   async addManifest(owner: Owner, manifest: NewManifest, nowMs: number): Promise<boolean> {
     const isNew = await this.#db.transaction("lazy", async (tx) => {
       const known = await tx.get("SELECT 1 FROM manifests WHERE digest = :digest", { digest: manifest.digest });
-      await tx.run(
-        `INSERT INTO manifests (digest, media_type, size, bytes, upstream, created_at, used_at)
-         VALUES (:digest, :mediaType, :size, :bytes, :upstream, :now, :now)
-         ON CONFLICT (digest) DO UPDATE SET used_at = excluded.used_at`,
-        {
-          digest: manifest.digest,
-          mediaType: manifest.mediaType,
-          size: manifest.bytes.length,
-          bytes: manifest.bytes,
-          upstream: owner.upstream ?? null,
-          now: nowMs,
-        },
-      );
-      for (const child of manifest.children) {
-        await tx.run(
-          `INSERT INTO manifest_children (parent, child, size) VALUES (:parent, :child, :size) ON CONFLICT DO NOTHING`,
-          { parent: manifest.digest, child: child.digest, size: child.sizeBytes },
-        );
-      }
+      await insertManifest(tx, manifest, owner.upstream, nowMs);
       await link(tx, owner, manifest.digest, nowMs);
       return known === undefined;
     });
     this.#manifests.forget(`${owner.repository}@${manifest.digest}`);
     return isNew;
+  }
+
+  /** To be called after a write that changes what a repository may reach under a digest. */
+  forget(repository: RepositoryName, digest: Digest): void {
+    this.#blobs.forget(`${repository}@${digest}`);
+    this.#manifests.forget(`${repository}@${digest}`);
+  }
+
+  /** To be called after a write that moves or removes a tag. */
+  forgetTag(repository: RepositoryName, tag: Tag): void {
+    this.#tags.forget(`${repository}:${tag}`);
+  }
+
+  /** To be called after a write that changes content for every repository that may reach it. */
+  forgetAll(): void {
+    this.#blobs.forgetAll();
+    this.#manifests.forgetAll();
+    this.#tags.forgetAll();
   }
 
   /** Points a tag to a manifest that is stored and linked, or confirms that it still does. */
@@ -244,34 +264,45 @@ export class Catalog {
    * Forgets cached blobs and who may reach them. The caller removes the files afterwards.
    * @returns those that were there
    */
-  async removeBlobs(digests: readonly Digest[]): Promise<Removed[]> {
+  async evictBlobs(digests: readonly Digest[]): Promise<Removed[]> {
     const removed = await this.#db.transaction("lazy", async (tx) => {
       const rows = [];
       for (const digest of digests) {
-        rows.push(await tx.get<Removed>(REMOVE_BLOB, { digest }));
+        const row = await tx.get<Removed>(EVICT_BLOB, { digest });
+        if (!row) continue;
+        rows.push(row);
         await tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest });
       }
       return rows;
     });
     this.#blobs.forgetAll();
-    return removed.filter((row) => row !== undefined);
+    return removed;
+  }
+
+  /** Forgets a blob that is damaged, but not who may reach it: whoever brings it again repairs it for all of them. */
+  async retireBlob(digest: Digest): Promise<Removed[]> {
+    const removed = await this.#db.transaction("lazy", (tx) => tx.get<Removed>(RETIRE_BLOB, { digest }));
+    this.#blobs.forgetAll();
+    return removed ? [removed] : [];
   }
 
   /** Forgets cached manifests, the tags that point to them and their edges. @returns those that were there */
-  async removeManifests(digests: readonly Digest[]): Promise<Removed[]> {
+  async evictManifests(digests: readonly Digest[]): Promise<Removed[]> {
     const removed = await this.#db.transaction("lazy", async (tx) => {
       const rows = [];
       for (const digest of digests) {
+        const row = await tx.get<Removed>(EVICT_MANIFEST, { digest });
+        if (!row) continue;
+        rows.push(row);
         await tx.run("DELETE FROM tags WHERE digest = :digest", { digest });
         await tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest });
         await tx.run("DELETE FROM manifest_children WHERE parent = :digest", { digest });
-        rows.push(await tx.get<Removed>(REMOVE_MANIFEST, { digest }));
       }
       return rows;
     });
     this.#manifests.forgetAll();
     this.#tags.forgetAll();
-    return removed.filter((row) => row !== undefined);
+    return removed;
   }
 
   /** Notes that contents were used now. One statement each; callers batch. */
@@ -349,10 +380,11 @@ export class Catalog {
     );
   }
 
-  /** Repositories in order of their names, after `last` (exclusive). */
+  /** Repositories that hold anything, in order of their names, after `last` (exclusive). */
   async listRepositories(last: string, limit: number): Promise<RepositoryName[]> {
     const rows = await this.#db.all<{ name: RepositoryName }>(
-      "SELECT name FROM repositories WHERE name > :last ORDER BY name LIMIT :limit",
+      `SELECT name FROM repositories r WHERE name > :last
+         AND EXISTS (SELECT 1 FROM repository_content c WHERE c.repository_id = r.id) ORDER BY name LIMIT :limit`,
       { last, limit },
     );
     return rows.map((row) => row.name);
@@ -363,7 +395,40 @@ function upstreamOf(row: Row): string | undefined {
   return (row["upstream"] as string | null) ?? undefined;
 }
 
-async function ensureRepository(tx: Writer, owner: Owner, nowMs: number): Promise<number> {
+/** Stores a manifest, or marks it as used; undefined as its upstream pins one that was cached. */
+export async function insertManifest(
+  tx: Writer,
+  { digest, mediaType, bytes, children, referrer }: NewManifest,
+  upstream: string | undefined,
+  nowMs: number,
+): Promise<void> {
+  await tx.run(
+    `INSERT INTO manifests (digest, media_type, size, bytes, subject, artifact_type, annotations, upstream, created_at, used_at)
+     VALUES (:digest, :mediaType, :size, :bytes, :subject, :artifactType, :annotations, :upstream, :now, :now)
+     ON CONFLICT (digest) DO UPDATE SET used_at = excluded.used_at,
+       upstream = CASE WHEN excluded.upstream IS NULL THEN NULL ELSE manifests.upstream END`,
+    {
+      digest,
+      mediaType,
+      size: bytes.length,
+      bytes,
+      subject: referrer?.subject ?? null,
+      artifactType: referrer?.artifactType ?? null,
+      annotations: referrer?.annotations ? JSON.stringify(referrer.annotations) : null,
+      upstream: upstream ?? null,
+      now: nowMs,
+    },
+  );
+  for (const [index, child] of children.entries()) {
+    if (index % ROWS_PER_TURN === ROWS_PER_TURN - 1) await turn();
+    await tx.run(
+      "INSERT INTO manifest_children (parent, child, size) VALUES (:parent, :child, :size) ON CONFLICT DO NOTHING",
+      { parent: digest, child: child.digest, size: child.sizeBytes },
+    );
+  }
+}
+
+export async function ensureRepository(tx: Writer, owner: Owner, nowMs: number): Promise<number> {
   const known = await tx.get<{ id: number }>("SELECT id FROM repositories WHERE name = :repository", {
     repository: owner.repository,
   });
@@ -376,10 +441,11 @@ async function ensureRepository(tx: Writer, owner: Owner, nowMs: number): Promis
   return made.id;
 }
 
-async function link(tx: Writer, owner: Owner, digest: Digest, nowMs: number): Promise<void> {
+export async function link(tx: Writer, owner: Owner, digest: Digest, nowMs: number): Promise<void> {
   const repositoryId = await ensureRepository(tx, owner, nowMs);
   await tx.run(
-    "INSERT INTO repository_content (repository_id, digest) VALUES (:repositoryId, :digest) ON CONFLICT DO NOTHING",
-    { repositoryId, digest },
+    `INSERT INTO repository_content (repository_id, digest, linked_at) VALUES (:repositoryId, :digest, :now)
+     ON CONFLICT DO UPDATE SET linked_at = excluded.linked_at`,
+    { repositoryId, digest, now: nowMs },
   );
 }

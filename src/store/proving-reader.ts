@@ -1,6 +1,39 @@
 import type { Hash } from "node:crypto";
 import { proves, startHash, type Digest } from "../oci/digest.ts";
-import { BlobFault, type BlobReader } from "./blobs.ts";
+import { BlobFault, type BlobReader, type BlobStore } from "./blobs.ts";
+
+const PIECE_BYTES = 512 * 1024;
+
+/**
+ * Reads a stored blob to its end and proves it.
+ * @param pace is awaited after every piece of that many bytes: whoever reads much and is in no hurry waits there
+ * @throws BlobFault
+ */
+export async function proveStored(
+  blobs: BlobStore,
+  digest: Digest,
+  sizeBytes: number,
+  pace: (bytes: number) => Promise<void> = () => Promise.resolve(),
+): Promise<void> {
+  const file = await blobs.open(digest, sizeBytes);
+  try {
+    const reader = new ProvingReader(file, digest, () => undefined);
+    const buffer = Buffer.allocUnsafeSlow(Math.max(1, Math.min(PIECE_BYTES, sizeBytes)));
+    for (let at = 0; at < sizeBytes;) {
+      const bytes = await reader.read(buffer, at);
+      at += bytes;
+      await pace(bytes);
+    }
+    if (sizeBytes === 0 && !proves(startHash(digest), digest)) {
+      throw new BlobFault("corrupt", `the file of ${digest} is empty`);
+    }
+  } catch (error) {
+    if (error instanceof BlobFault) throw error;
+    throw new BlobFault("unreadable", `the file of ${digest} is unreadable`, { cause: error });
+  } finally {
+    file.close();
+  }
+}
 
 /**
  * Proves a stored blob while it is read: a disk may have changed it since it came. Whoever reads all of it in order gets its last bytes

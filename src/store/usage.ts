@@ -15,6 +15,8 @@ export class Usage implements AsyncDisposable {
   readonly #stop = new AbortController();
   readonly #loop: Promise<void>;
   #used = new Set<Digest>();
+  /** What is being written, by each who does. */
+  readonly #written = new Set<ReadonlySet<Digest>>();
 
   constructor(catalog: Catalog, clock: Clock, onFault: (operation: string, error: unknown) => void) {
     this.#catalog = catalog;
@@ -27,10 +29,17 @@ export class Usage implements AsyncDisposable {
     this.#used.add(digest);
   }
 
+  /** Whether its use is noted and not written yet: what the database says of it is out of date. */
+  pending(digest: Digest): boolean {
+    return this.#used.has(digest) || this.#written.values().some((digests) => digests.has(digest));
+  }
+
   /** Writes what has gathered. Eviction does so first: the order of use decides what goes. */
   async flush(): Promise<void> {
-    const used = [...this.#used];
+    const written = this.#used;
+    const used = [...written];
     this.#used = new Set();
+    this.#written.add(written);
     try {
       for (let at = 0; at < used.length; at += BATCH) {
         await this.#catalog.touch(used.slice(at, at + BATCH), this.#clock.now());
@@ -38,7 +47,11 @@ export class Usage implements AsyncDisposable {
         await turn();
       }
     } catch (error) {
+      // The next flush tries again: what was used must not look forgotten.
+      for (const digest of used) this.#used.add(digest);
       this.#onFault("touch", error);
+    } finally {
+      this.#written.delete(written);
     }
   }
 

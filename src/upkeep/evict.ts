@@ -1,7 +1,7 @@
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
-import type { BlobStore } from "../store/blobs.ts";
+import type { BlobStore, Leftover } from "../store/blobs.ts";
 import type { Catalog, EvictionCandidate, Ledger, Removed } from "../store/catalog.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Usage } from "../store/usage.ts";
@@ -100,6 +100,29 @@ export class Evictor implements Space, Ledger {
     };
   }
 
+  /**
+   * Room for what is pushed: it counts against the file system alone, and cached content makes way for it.
+   * @returns undefined where the bytes cannot fit, whatever is evicted; else to be released once they are on the disk, or given up
+   */
+  async reserveForUpload(bytes: Bytes): Promise<{ release(): void } | undefined> {
+    const made = await this.#inTurn(async () => {
+      const missing = this.#unwritten + bytes + this.#deps.limits.minFree - (await this.#freeBytes());
+      if (missing > 0 && !(await this.#clear(missing, await this.#forgotten()))) return false;
+      this.#unwritten += bytes;
+      return true;
+    });
+    if (!made) return undefined;
+    let held = true;
+    return {
+      release: () => {
+        if (!held) return;
+        held = false;
+        this.#unwritten -= bytes;
+        if (this.#free) this.#free.bytes -= bytes;
+      },
+    };
+  }
+
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
     const turn = this.#turn.then(work);
     this.#turn = turn.catch(() => undefined);
@@ -108,29 +131,40 @@ export class Evictor implements Space, Ledger {
 
   /** @param bytes what the content takes in all; `unwritten` of them are not on the disk yet */
   async #makeRoom(bytes: Bytes, unwritten: Bytes): Promise<boolean> {
-    const { limits, blobs, inFlight, usage, metrics } = this.#deps;
+    const { limits } = this.#deps;
     // What is on its way can't be evicted: then nothing else needs to go either.
     if (this.#reserved + bytes > limits.cacheMaxSize) return false;
-    const leftovers = await blobs.leftovers();
-    const flying = inFlight();
-    const partials = leftovers.filter(({ digest }) => !flying.has(digest));
+    const partials = await this.#forgotten();
     let used = this.#reserved;
     for (const each of [...this.#used.values(), ...partials.map(({ sizeBytes }) => sizeBytes)]) used += each;
-    let missing = Math.max(
+    const missing = Math.max(
       used + bytes - limits.cacheMaxSize,
       this.#unwritten + unwritten + limits.minFree - (await this.#freeBytes()),
     );
+    return missing <= 0 || this.#clear(missing, partials);
+  }
+
+  /** Partial files that nobody fetches. */
+  async #forgotten(): Promise<Leftover[]> {
+    const flying = this.#deps.inFlight();
+    return (await this.#deps.blobs.leftovers()).filter(({ digest }) => !flying.has(digest));
+  }
+
+  /** @returns whether so much went */
+  async #clear(missing: Bytes, partials: readonly Leftover[]): Promise<boolean> {
+    const { blobs, usage, metrics } = this.#deps;
+    let rest = missing;
     // What nobody fetches any more is the cheapest to lose.
-    for (const { digest, sizeBytes } of partials.sort((a, b) => a.modifiedAtMs - b.modifiedAtMs)) {
-      if (missing <= 0) break;
+    for (const { digest, sizeBytes } of partials.toSorted((a, b) => a.modifiedAtMs - b.modifiedAtMs)) {
+      if (rest <= 0) return true;
       await blobs.removeLeftover(digest);
       metrics.cacheEvictions.inc({ reason: "partial" });
       this.#freed(sizeBytes);
-      missing -= sizeBytes;
+      rest -= sizeBytes;
     }
-    if (missing <= 0) return true;
+    if (rest <= 0) return true;
     await usage.flush();
-    return (await this.#evict(missing)) >= missing;
+    return (await this.#evict(rest)) >= rest;
   }
 
   async #freeBytes(): Promise<Bytes> {
@@ -160,8 +194,12 @@ export class Evictor implements Space, Ledger {
         chosen.push(candidate);
         promised += candidate.sizeBytes;
       }
-      if (chosen.length > 0) gone += await this.#remove(chosen);
-      else if (candidates.length < limit) break;
+      if (chosen.length > 0) {
+        gone += await blobs.exclusive(
+          chosen.map(({ digest }) => digest),
+          () => this.#remove(chosen),
+        );
+      } else if (candidates.length < limit) break;
       // What is in use is skipped, so a batch may hold nothing that may go: then look further.
       else limit *= 4;
     }
@@ -174,14 +212,14 @@ export class Evictor implements Space, Ledger {
       chosen.filter((candidate) => candidate.kind === kind).map(({ digest }) => digest);
     // Rows first: a file without a row is collected at the next start, a row without a file would be a promise broken.
     const removed = [
-      ...(await catalog.removeBlobs(digestsOf("blob"))),
-      ...(await catalog.removeManifests(digestsOf("manifest"))),
+      ...(await catalog.evictBlobs(digestsOf("blob"))),
+      ...(await catalog.evictManifests(digestsOf("manifest"))),
     ];
     this.removed(removed);
     const gone = removed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
     for (const { digest } of chosen) memory.delete(digest);
     for (const digest of digestsOf("blob")) {
-      // It may have come back since its row went.
+      // It may have been pushed since it was chosen, or be coming back.
       if (inFlight().has(digest) || (await catalog.hasBlob(digest))) continue;
       await blobs.remove(digest).catch((error: unknown) => log.warn({ digest, err: error }, "could not remove a file"));
     }

@@ -37,8 +37,11 @@ export async function recover(deps: RecoverDeps, signal: AbortSignal): Promise<{
     if (signal.aborted) break;
     // What this run stores may be between its rename and its row.
     if (modifiedAtMs >= startedAtMs || inFlight().has(digest) || (await catalog.hasBlob(digest))) continue;
-    await blobs.remove(digest);
-    orphans++;
+    await blobs.exclusive([digest], async () => {
+      if (inFlight().has(digest) || (await catalog.hasBlob(digest))) return;
+      await blobs.remove(digest);
+      orphans++;
+    });
   }
   if (partials + orphans > 0) log.info({ partials, orphans }, "removed what an earlier run left behind");
   return { partials, orphans };

@@ -60,7 +60,7 @@ function rowOf({ path, schema, itemKeys }: Key): string {
 test("the README's table has every key of the configuration, with its default, unit and meaning", () => {
   const rows = keysOf(configJsonSchema()).map(rowOf);
   assert.ok(rows.length > 40, "the schema was not read");
-  const written = README.split("\n").filter((line) => /^\| `(?:server|log|storage|upstreams|hosted)\./.test(line));
+  const written = README.split("\n").filter((line) => /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub)\./.test(line));
   assert.deepEqual(written, rows);
 });
 
@@ -105,7 +105,7 @@ test("every configuration in the documents is one that the daemon takes", () => 
   let examples = 0;
   for (const path of DOCUMENTS) {
     for (const [, text = ""] of readDocument(path).matchAll(/^```yaml\n(.*?)^```/gms)) {
-      if (!/^(?:server|log|storage|upstreams|hosted):/m.test(text)) continue;
+      if (!/^(?:server|log|storage|upstreams|hosted|gc|scrub):/m.test(text)) continue;
       examples += 1;
       assert.deepEqual(faultsOf(text), [], `${path}:\n${text}`);
     }

@@ -10,10 +10,7 @@ const { digest } = makeImage({ layers: [10] });
 
 test("a push to a cached name is refused in words, whatever its method, and reaches no upstream", async () => {
   await using upstream = await startUpstream();
-  await using mirror = await startRegistry({
-    upstreams: { "docker.io": upstream },
-    config: { hosted: { namespaces: ["team"] } },
-  });
+  await using mirror = await startRegistry({ upstreams: { "docker.io": upstream } });
   for (const [method, path] of [
     ["POST", "blobs/uploads/"],
     ["POST", `blobs/uploads/?mount=${digest}&from=library/other`],
@@ -25,9 +22,8 @@ test("a push to a cached name is refused in words, whatever its method, and reac
     ["DELETE", "manifests/1"],
     ["DELETE", `manifests/${digest}`],
     ["DELETE", `blobs/${digest}`],
-    ["POST", "tags/list"],
   ] as const) {
-    for (const name of ["library/app", "docker.io/library/app", "app"]) {
+    for (const name of ["library/app", "docker.io/library/app", "docker.io/app"]) {
       const answer = await mirror.send(method, `/v2/${name}/${path}`, {}, method === "GET" ? undefined : "{}");
       assert.equal(answer.status, 405, `${method} ${path}`);
       assert.equal(answer.headers["allow"], "GET, HEAD");
@@ -37,9 +33,6 @@ test("a push to a cached name is refused in words, whatever its method, and reac
         /docker\.io\/library\/app is a cached copy of docker\.io: push to docker\.io itself/,
       );
     }
-    const hosted = await mirror.send(method, `/v2/team/app/${path}`);
-    assert.equal(hosted.status, 405);
-    assert.match(errorOf(hosted).message, /hosted here/);
   }
   assert.equal(upstream.hits(), 0);
 });
@@ -68,4 +61,26 @@ test("a body that goes on and on after the refusal is not read to its end", asyn
     clearInterval(drip);
   }
   assert.equal((await mirror.get("/livez")).status, 200);
+});
+
+test("who looks before a first push is told 404 where upstream refuses strangers, and only there", async () => {
+  await using upstream = await startUpstream({ auth: { kind: "bearer" } });
+  await using mirror = await startRegistry({ upstreams: { "docker.io": upstream } });
+  for (const path of [`newteam/app/blobs/${digest}`, `newteam/app/manifests/${digest}`, "newteam/app/manifests/1"]) {
+    const [head, get, ns] = await Promise.all([
+      mirror.send("HEAD", `/v2/${path}`),
+      mirror.send("GET", `/v2/${path}`),
+      mirror.send("HEAD", `/v2/${path}?ns=docker.io`),
+    ]);
+    assert.deepEqual([head.status, get.status, ns.status], [404, 403, 403], path);
+  }
+  assert.equal((await mirror.send("HEAD", `/v2/library/app/blobs/${digest}`)).status, 403);
+  await using closed = await startRegistry({
+    upstreams: { "docker.io": upstream },
+    config: { hosted: { pushFrom: "nowhere" } },
+  });
+  assert.equal((await closed.send("HEAD", `/v2/newteam/app/blobs/${digest}`)).status, 403);
+  const refused = await closed.send("POST", "/v2/newteam/app/blobs/uploads/");
+  assert.equal(refused.status, 403);
+  assert.match(errorOf(refused).message, /hosted\.pushFrom is nowhere, and this request comes from 127\.0\.0\.1/);
 });

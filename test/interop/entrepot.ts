@@ -14,14 +14,19 @@ export interface Entrepot extends AsyncDisposable {
   metric(name: string, labels?: Record<string, string>): Promise<number>;
   /** Lines of its log about requests that it answered with that status or a worse one. */
   refusals(fromStatus: number): Record<string, unknown>[];
+  /** Ends it by SIGTERM. @returns its exit status */
+  stop(): Promise<number | null>;
 }
 
 type Tree = Record<string, unknown>;
 
+/** No upstream can be asked for anything. */
+export const UNREACHABLE = { "docker.io": { url: "http://127.0.0.1:9" } };
+
 /** Starts `entrepot serve --config FILE` on a free port, with its files under `folder`. */
 export async function startEntrepot(
   folder: string,
-  config: { upstreams: Tree; storage?: Tree; server?: Tree },
+  config: { upstreams: Tree; storage?: Tree; server?: Tree; hosted?: Tree },
 ): Promise<Entrepot> {
   const root = join(folder, "entrepot");
   const file = join(folder, "entrepot.yaml");
@@ -55,6 +60,7 @@ export async function startEntrepot(
         .filter((line) => line.startsWith("{"))
         .map((line) => JSON.parse(line) as Record<string, unknown>)
         .filter(({ code }) => typeof code === "number" && code >= fromStatus),
+    stop: () => daemon.stop(),
     [Symbol.asyncDispose]: () => daemon[Symbol.asyncDispose](),
   };
 }

@@ -1,7 +1,8 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { makeSamples, type Sample } from "./samples.ts";
-import { run, startDaemon } from "./machine.ts";
+import { startDaemon } from "./machine.ts";
+import { copyIn } from "./skopeo.ts";
 
 /** A real registry with two images in it: `library/interop-single:v1` and, for two platforms, `library/interop-multi:v1`. */
 export interface Hub extends AsyncDisposable {
@@ -31,10 +32,7 @@ export async function startHub(folder: string): Promise<Hub> {
   const { daemon, match } = await startDaemon("docker-registry", ["serve", config], /listening on (127[.0-9]+:\d+)/);
   stack.use(daemon);
   const host = match[1] ?? "";
-  const push: Hub["push"] = async (source, name, options = []) => {
-    const target = `docker://${host}/${name}`;
-    await run("skopeo", ["copy", "--quiet", "--all", "--dest-tls-verify=false", ...options, source, target]);
-  };
+  const push: Hub["push"] = (source, name, options) => copyIn(source, `${host}/${name}`, options);
   const { single, multi } = await makeSamples(folder);
   await push(single.source, "library/interop-single:v1");
   await push(multi.source, "library/interop-multi:v1");

@@ -10,6 +10,7 @@ import { promisify } from "node:util";
 
 /** Programs of other projects that these tests drive, and the Debian package that brings each. */
 const PACKAGES = {
+  buildah: "buildah",
   containerd: "containerd",
   ctr: "containerd",
   docker: "docker.io",
@@ -31,7 +32,12 @@ const MAX_OUTPUT_BYTES = 64 * 1024 * 1024;
 
 /** Where a program lies. @throws AssertionError naming the package that brings it */
 export function findProgram(name: ProgramName): string {
-  for (const folder of [...(process.env["PATH"] ?? "").split(delimiter), "/usr/sbin", "/sbin"]) {
+  return find(name, ["/usr/sbin", "/sbin"], `apt-get install ${PACKAGES[name]}`);
+}
+
+/** @param elsewhere folders that are looked through after those of PATH @param remedy how to come by it */
+export function find(name: string, elsewhere: readonly string[], remedy: string): string {
+  for (const folder of [...(process.env["PATH"] ?? "").split(delimiter), ...elsewhere]) {
     try {
       const path = join(folder, name);
       accessSync(path, constants.X_OK);
@@ -40,7 +46,7 @@ export function findProgram(name: ProgramName): string {
       // It may be in the next folder.
     }
   }
-  const message = `${name} is not installed, and this test can't do without it: apt-get install ${PACKAGES[name]}`;
+  const message = `${name} is not installed, and this test can't do without it: ${remedy}`;
   throw new assert.AssertionError({ message });
 }
 
@@ -50,19 +56,23 @@ export interface RunOptions {
 }
 
 /** Runs a program to its end. @returns its standard output @throws Error with all that it wrote, for an exit status other than 0 */
-export async function run(name: ProgramName, args: readonly string[], options: RunOptions = {}): Promise<string> {
-  const path = findProgram(name);
+export async function run(
+  program: ProgramName | { path: string },
+  args: readonly string[],
+  { timeoutMs = COMMAND_MS, ...options }: RunOptions & { timeoutMs?: number } = {},
+): Promise<string> {
+  const path = typeof program === "string" ? findProgram(program) : program.path;
   try {
     const { stdout } = await promisify(execFile)(path, args, {
       ...options,
       env: { ...process.env, ...options.env },
       maxBuffer: MAX_OUTPUT_BYTES,
-      timeout: COMMAND_MS,
+      timeout: timeoutMs,
     });
     return stdout;
   } catch (error) {
     const { stdout = "", stderr = "", code } = error as { stdout?: string; stderr?: string; code?: unknown };
-    throw new Error(`${name} ${args.join(" ")} failed (${String(code)}):\n${stdout}${stderr}`, { cause: error });
+    throw new Error(`${path} ${args.join(" ")} failed (${String(code)}):\n${stdout}${stderr}`, { cause: error });
   }
 }
 

@@ -1,10 +1,9 @@
-import { writeFile } from "node:fs/promises";
-import { join } from "node:path";
 import { test } from "node:test";
 import { startEntrepot } from "./entrepot.ts";
 import { startHub } from "./hub.ts";
-import { makeFolder, run } from "./machine.ts";
+import { makeFolder } from "./machine.ts";
 import { ALWAYS_ASK, assertSurvivesOutage } from "./outage.ts";
+import { makePodman } from "./podman.ts";
 
 test("podman with a mirror in registries.conf pulls through Entrepot, and again after its upstream is gone", async () => {
   await using folder = await makeFolder();
@@ -12,9 +11,8 @@ test("podman with a mirror in registries.conf pulls through Entrepot, and again 
   await using entrepot = await startEntrepot(folder.path, {
     upstreams: { "docker.io": { url: hub.url, ...ALWAYS_ASK } },
   });
-  const registries = join(folder.path, "registries.conf");
-  await writeFile(
-    registries,
+  const { podman } = await makePodman(
+    folder.path,
     `[[registry]]
 location = "docker.io"
 blocked = false
@@ -23,21 +21,6 @@ location = "${entrepot.host}"
 insecure = true
 `,
   );
-  const logins = join(folder.path, "auth.json");
-  await writeFile(logins, "{}");
-  const places = ["--root", join(folder.path, "podman"), "--runroot", join(folder.path, "podman-run")];
-  const manners = [
-    "--tmpdir",
-    join(folder.path, "podman-tmp"),
-    "--storage-driver",
-    "vfs",
-    "--cgroup-manager",
-    "cgroupfs",
-  ];
-  const podman = (...args: string[]): Promise<string> =>
-    run("podman", [...places, ...manners, ...args], {
-      env: { CONTAINERS_REGISTRIES_CONF: registries, REGISTRY_AUTH_FILE: logins },
-    });
   const nameOf = (image: string): string => `docker.io/library/${image}:v1`;
 
   await assertSurvivesOutage(

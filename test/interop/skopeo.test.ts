@@ -1,13 +1,14 @@
 import assert from "node:assert/strict";
-import { readFile, rm } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { digestOf, type Digest } from "../../src/oci/digest.ts";
 import { MEDIA_TYPES } from "../../src/oci/manifest.ts";
 import { startEntrepot } from "./entrepot.ts";
 import { startHub } from "./hub.ts";
-import { makeFolder, run } from "./machine.ts";
+import { makeFolder } from "./machine.ts";
 import { ALWAYS_ASK, assertSurvivesOutage } from "./outage.ts";
+import { copyOut, inspect, listTags } from "./skopeo.ts";
 
 test("skopeo copies every platform by the prefixed name, and again after the upstream is gone", async () => {
   await using folder = await makeFolder();
@@ -43,17 +44,5 @@ test("skopeo reads a Docker manifest list, its images by digest, and the list of
   for (const { digest } of list.manifests) {
     assert.equal(digestOf(Buffer.from(await inspect(`${entrepot.host}/team/list@${digest}`))), digest);
   }
-  const listed = await run("skopeo", ["list-tags", "--tls-verify=false", `docker://${entrepot.host}/team/list`]);
-  assert.deepEqual((JSON.parse(listed) as { Tags: string[] }).Tags, ["v1", "v2"]);
+  assert.deepEqual(await listTags(`${entrepot.host}/team/list`), ["v1", "v2"]);
 });
-
-/** Copies an image with all its platforms into a folder; skopeo checks each blob. @returns the digest of what the tag names */
-async function copyOut(name: string, folder: string): Promise<Digest> {
-  await run("skopeo", ["copy", "--quiet", "--all", "--src-tls-verify=false", `docker://${name}`, `dir:${folder}`]);
-  return digestOf(await readFile(join(folder, "manifest.json")));
-}
-
-/** The manifest of a name, byte for byte. */
-function inspect(name: string): Promise<string> {
-  return run("skopeo", ["inspect", "--raw", "--tls-verify=false", `docker://${name}`]);
-}

@@ -15,7 +15,7 @@ export interface RegistryOptions {
   /** Upstreams by name: a test upstream (or anything with a url), or that with further keys of its configuration. */
   upstreams?: Record<string, { url: string } | (Tree & { url: string })>;
   /** Further configuration, merged over the kit's. */
-  config?: { server?: Tree; storage?: Tree; hosted?: Tree };
+  config?: { server?: Tree; storage?: Tree; hosted?: Tree; gc?: Tree; scrub?: Tree };
   /** A folder that outlives this registry, for a restart. */
   root?: string;
   clock?: Clock;
@@ -77,6 +77,8 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
     server: { listen: "127.0.0.1:0", drainTimeout: "2s", ...options.config?.server },
     storage: { root, minFree: 0, ...options.config?.storage },
     hosted: { ...options.config?.hosted },
+    gc: { ...options.config?.gc },
+    scrub: { ...options.config?.scrub },
     upstreams,
   });
   const lines: Record<string, unknown>[] = [];

@@ -62,10 +62,10 @@ test("whoever removes content is told what was there: two that remove the same a
   await catalog.addBlob([A, B], blob("x"), 10, 1);
   await catalog.addManifest(A, stored, 1);
   const removed = await Promise.all([
-    catalog.removeBlobs([blob("x"), blob("never there")]),
-    catalog.removeBlobs([blob("x")]),
-    catalog.removeManifests([stored.digest]),
-    catalog.removeManifests([stored.digest]),
+    catalog.evictBlobs([blob("x"), blob("never there")]),
+    catalog.evictBlobs([blob("x")]),
+    catalog.evictManifests([stored.digest]),
+    catalog.evictManifests([stored.digest]),
   ]);
   assert.deepEqual(removed, [
     [{ sizeBytes: 10, upstream: "docker.io" }],
@@ -96,7 +96,7 @@ test("a tag goes with its manifest, and what was asked before is not remembered 
     etag: undefined,
     checkedAtMs: 2,
   });
-  await catalog.removeManifests([second.digest]);
+  await catalog.evictManifests([second.digest]);
   assert.equal(await catalog.findTag(A.repository, tag), undefined);
   assert.equal(await catalog.readManifest(second.digest), undefined);
   assert.deepEqual(await catalog.readManifest(first.digest), first.bytes);

@@ -31,7 +31,7 @@ test("a start removes files without a row and partial files of last week, and ke
 
     const part = (text: string): string => `sha256-${hexOf(digestOf(Buffer.from(text)))}.part`;
     await writeAged(join(root, "staging", part("old")), Buffer.alloc(10), 8 * DAY_MS);
-    await writeAged(join(root, "staging", `${part("old parallel")}s`), Buffer.alloc(10), 8 * DAY_MS);
+    await writeAged(join(root, "staging", `${part("old parallel")}-10`), Buffer.alloc(10), 8 * DAY_MS);
     await writeAged(join(root, "staging", part("young")), Buffer.alloc(10), DAY_MS);
     for (const [algorithm, ageMs] of [
       ["sha256", 1000],

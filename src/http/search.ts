@@ -1,0 +1,48 @@
+import { Router } from "@koa/router";
+import type Koa from "koa";
+import type { Registry } from "../registry/registry.ts";
+
+const DEFAULT_RESULTS = 25;
+const MAX_RESULTS = 100;
+const MAX_QUERY = 255;
+
+/**
+ * What `docker search HOST/TERM` and `podman search` ask: the search of Docker's first registry API, which is all that they know.
+ * Source: docker's registry client, `GET /v1/_ping` and `GET /v1/search?q=&n=`
+ */
+export function searchRoutes({ registry }: { registry: Registry }): Koa.Middleware {
+  const router = new Router({ prefix: "/v1" });
+  const handler = (ctx: Koa.Context): void =>
+    (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: "search" });
+
+  router.get("/_ping", (ctx) => {
+    handler(ctx);
+    ctx.set("x-docker-registry-standalone", "true");
+    ctx.body = true;
+    ctx.type = "application/json";
+  });
+
+  router.get("/search", async (ctx) => {
+    handler(ctx);
+    const query = String(ctx.query["q"] ?? "").slice(0, MAX_QUERY);
+    const asked = Number(ctx.query["n"] ?? DEFAULT_RESULTS);
+    const limit = Number.isSafeInteger(asked) && asked > 0 ? Math.min(asked, MAX_RESULTS) : DEFAULT_RESULTS;
+    const found = await registry.search(query, limit);
+    ctx.body = {
+      num_pages: 1,
+      num_results: found.length,
+      page: 1,
+      page_size: limit,
+      query,
+      results: found.map(({ name, description }) => ({
+        name,
+        description,
+        star_count: 0,
+        is_official: false,
+        is_automated: false,
+      })),
+    };
+  });
+
+  return router.routes() as Koa.Middleware;
+}

@@ -15,9 +15,10 @@ import { searchRoutes } from "./http/search.ts";
 import { HttpServer } from "./http/server.ts";
 import { V2 } from "./http/v2.ts";
 import type { Digest } from "./oci/digest.ts";
+import type { RepositoryName } from "./oci/reference.ts";
 import { HostedRepositories } from "./registry/hosted.ts";
 import { Mirror } from "./registry/mirror.ts";
-import { Names } from "./registry/names.ts";
+import { Names, type Located } from "./registry/names.ts";
 import { Registry } from "./registry/registry.ts";
 import { StoredBlobs } from "./registry/stored-blobs.ts";
 import { Upstream } from "./registry/upstream.ts";
@@ -28,6 +29,7 @@ import { FileBlobStore } from "./store/blobs-fs.ts";
 import type { BlobStore } from "./store/blobs.ts";
 import { GarbageCatalog } from "./store/garbage.ts";
 import { HostedCatalog } from "./store/hosted-catalog.ts";
+import { Inventory } from "./store/inventory.ts";
 import { MemoryCache } from "./store/memory.ts";
 import { UpkeepRuns } from "./store/upkeep-runs.ts";
 import { Uploads } from "./store/uploads.ts";
@@ -35,9 +37,10 @@ import { Usage } from "./store/usage.ts";
 import { Downloads } from "./transfer/download.ts";
 import { ClockWatch } from "./upkeep/clock-watch.ts";
 import { Evictor } from "./upkeep/evict.ts";
-import { GarbageCollector } from "./upkeep/gc.ts";
+import { GarbageCollector, type GcDeps } from "./upkeep/gc.ts";
 import { recover } from "./upkeep/recover.ts";
-import { Upkeep } from "./upkeep/upkeep.ts";
+import { Scrubber, type Repair, type ScrubDeps } from "./upkeep/scrub.ts";
+import { Upkeep, type UpkeepDeps } from "./upkeep/upkeep.ts";
 
 /** A running daemon. Disposing of it drains requests, keeps partial downloads and closes everything, in the reverse order of its making. */
 export interface App extends AsyncDisposable {
@@ -168,23 +171,22 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   });
   const registry = new Registry(names, mirror, hosted, catalog);
   const warming = new Warming({ mirror, names, clock, progress: () => downloads.progress });
-  const watch = new ClockWatch(clock);
-  const collector = new GarbageCollector({
-    limits: () => running.gc,
-    garbage: new GarbageCatalog(db, catalog),
+  const upkeep = makeUpkeep({
+    config: () => running,
+    db,
+    catalog,
     blobs,
     memory,
     usage,
     clock,
-    watch,
     ledger: evictor,
     inFlight,
+    repair: repairFrom(mirror, names),
     log,
     metrics,
+    onFault,
   });
-  const runs = new UpkeepRuns(db);
-  const upkeep = new Upkeep({ collector, runs, clock, watch, log, metrics, onFault });
-  exposeState(metrics, { evictor, downloads, upstreams, blobs });
+  exposeState(metrics, { evictor, downloads, uploads, upstreams, blobs });
 
   let stopping = false;
   const ops = opsRoutes({
@@ -232,7 +234,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     stopping = true;
     return server.close(running.server.drainTimeout);
   });
-  upkeep.begin(() => ({ gc: running.gc.interval }));
+  upkeep.begin(() => ({ gc: running.gc.interval, scrub: running.scrub.interval }));
   // Before the server waits for answers: what upkeep does goes on after the next start.
   stack.defer(() => upkeep.stop());
   log.info({ address, root, upstreams: [...upstreams.keys()], version: VERSION }, "entrepot is ready");
@@ -249,6 +251,62 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     return { changed, needRestart };
   };
   return { address, metrics, reload, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** The storage of a daemon that does not run, for what looks after it. It is this process's alone until it is disposed of. */
+export interface StoredContent extends AsyncDisposable {
+  readonly upkeep: Upkeep;
+}
+
+/** @throws Error naming cause and remedy: storage not writable or in use */
+export async function openStoredContent(
+  config: Config,
+  { log, clock = systemClock }: AppOptions,
+): Promise<StoredContent> {
+  await using stack = new AsyncDisposableStack();
+  const onFault = (operation: string, error: unknown): void =>
+    log.warn({ operation, err: error }, "upkeep failed in part");
+  const { db, blobs } = await openStorage(resolve(config.storage.root), stack);
+  const catalog = new Catalog(db);
+  const upkeep = makeUpkeep({
+    config: () => config,
+    db,
+    catalog,
+    blobs,
+    memory: new MemoryCache(0),
+    usage: stack.use(new Usage(catalog, clock, onFault)),
+    clock,
+    // The next daemon counts for itself.
+    ledger: { added: () => undefined, removed: () => undefined },
+    inFlight: () => new Set(),
+    repair: undefined,
+    log,
+    metrics: new Metrics(),
+    onFault,
+  });
+  stack.defer(() => upkeep.stop());
+  const owned = stack.move();
+  return { upkeep, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+type UpkeepParts = Omit<GcDeps, "limits" | "garbage" | "watch"> &
+  Omit<ScrubDeps, "bandwidth" | "inventory"> &
+  Pick<UpkeepDeps, "onFault"> & { config: () => Config; db: Database };
+
+function makeUpkeep({ config, db, ...parts }: UpkeepParts): Upkeep {
+  const watch = new ClockWatch(parts.clock);
+  return new Upkeep({
+    ...parts,
+    watch,
+    runs: new UpkeepRuns(db),
+    collector: new GarbageCollector({
+      ...parts,
+      watch,
+      limits: () => config().gc,
+      garbage: new GarbageCatalog(db, parts.catalog),
+    }),
+    scrubber: new Scrubber({ ...parts, bandwidth: () => config().scrub.bandwidth, inventory: new Inventory(db) }),
+  });
 }
 
 async function openStorage(root: string, stack: AsyncDisposableStack): Promise<{ db: Database; blobs: BlobStore }> {
@@ -275,6 +333,18 @@ async function openStorage(root: string, stack: AsyncDisposableStack): Promise<{
   }
 }
 
+function repairFrom(mirror: Mirror, names: Names): Repair {
+  const locate = (repository: RepositoryName): Extract<Located, { kind: "cached" }> => {
+    const located = names.stored(repository);
+    if (!located) throw new Error(`the upstream of ${repository} is configured no more`);
+    return located;
+  };
+  return {
+    blob: (repository, digest, signal) => mirror.bring(locate(repository), digest, signal),
+    manifest: async (repository, digest) => void (await mirror.manifest(locate(repository), digest, false)),
+  };
+}
+
 function upstreamObserver(metrics: Metrics, upstream: string): RemoteObserver {
   return {
     request: (kind, _method, code, seconds) => {
@@ -288,12 +358,13 @@ function upstreamObserver(metrics: Metrics, upstream: string): RemoteObserver {
 interface Exposed {
   evictor: Evictor;
   downloads: Downloads;
+  uploads: Uploads;
   upstreams: ReadonlyMap<string, Upstream>;
   blobs: BlobStore;
 }
 
 /** Gauges that others own are read when Prometheus asks. */
-function exposeState(metrics: Metrics, { evictor, downloads, upstreams, blobs }: Exposed): void {
+function exposeState(metrics: Metrics, { evictor, downloads, uploads, upstreams, blobs }: Exposed): void {
   metrics.onScrape(async () => {
     let cached = 0;
     for (const [upstream, bytes] of evictor.used) {
@@ -303,6 +374,7 @@ function exposeState(metrics: Metrics, { evictor, downloads, upstreams, blobs }:
     metrics.blobsBytes.set({ kind: "cached" }, cached);
     metrics.cacheMaxBytes.set(evictor.limits.cacheMaxSize);
     metrics.flights.set(downloads.progress.length);
+    metrics.uploads.set(uploads.inProgress);
     metrics.storageFreeBytes.set(await blobs.freeBytes().catch(() => 0));
     for (const [upstream, { remotes }] of upstreams) {
       metrics.upstreamUp.set({ upstream }, remotes.some(({ state }) => state.up) ? 1 : 0);

@@ -18,6 +18,14 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "bring images into the running daemon's cache",
     load: async () => (await import("./cli/warm.ts")).runWarm,
   },
+  gc: {
+    summary: "remove what was pushed and is needed no more",
+    load: async () => (await import("./cli/gc.ts")).runGc,
+  },
+  scrub: {
+    summary: "read everything that is stored, and prove it",
+    load: async () => (await import("./cli/scrub.ts")).runScrub,
+  },
   doctor: {
     summary: "find out what keeps the daemon from working well",
     load: async () => (await import("./cli/doctor.ts")).runDoctor,

@@ -47,6 +47,7 @@ export class Metrics {
     ["upstream"],
   );
   readonly flights = this.#gauge("flights_in_progress", "Downloads from upstream under way", []);
+  readonly uploads = this.#gauge("uploads_in_progress", "Uploads that clients have begun and not ended", []);
 
   readonly upstreamRequests = this.#counter("upstream_requests_total", "Requests sent to an upstream", [
     "upstream",

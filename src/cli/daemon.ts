@@ -1,3 +1,4 @@
+import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { Agent, request } from "undici";
 import { parseListen } from "../config/schema.ts";
@@ -6,6 +7,20 @@ import { UsageError } from "./io.ts";
 const ANSWER_WITHIN_MS = 10_000;
 /** The daemon tells its progress four times a second. */
 const SILENCE_MS = 30_000;
+
+/** Nobody answers at the address of a daemon. */
+export class NoDaemon extends Error {
+  override readonly name = "NoDaemon";
+}
+
+/** It went away before its work was done. */
+export class LostDaemon extends Error {
+  override readonly name = "LostDaemon";
+
+  constructor(address: string, reason = "it ended its answer early", options?: ErrorOptions) {
+    super(`lost the daemon at ${address} (${reason}): what it has done is kept, so run this again`, options);
+  }
+}
 
 /** The running daemon, as commands talk to it. */
 export class Daemon implements AsyncDisposable {
@@ -31,7 +46,7 @@ export class Daemon implements AsyncDisposable {
 
   /**
    * Asks with a JSON body, or without one.
-   * @throws Error that names cause and remedy, where nobody answers
+   * @throws NoDaemon that names cause and remedy, where nobody answers
    */
   async ask(method: "GET" | "POST", path: string, body?: object): Promise<{ status: number; body: Readable }> {
     try {
@@ -43,10 +58,29 @@ export class Daemon implements AsyncDisposable {
       });
       return { status: answer.statusCode, body: answer.body };
     } catch (cause) {
-      throw new Error(
+      throw new NoDaemon(
         `no daemon answers at ${this.address} (${reasonOf(cause)}): start it with "entrepot serve", or name another with --server`,
         { cause },
       );
+    }
+  }
+
+  /**
+   * Asks for work that tells its events, one JSON object a line.
+   * @throws NoDaemon; Error with what it says where it refuses
+   */
+  async events<Event>(path: string, body: object): Promise<AsyncIterable<Event>> {
+    const answer = await this.ask("POST", path, body);
+    if (answer.status === 200) return this.#eventsOf<Event>(answer.body);
+    const text = Buffer.concat(await answer.body.toArray()).toString();
+    throw new Error(`${this.address} answered ${answer.status}: ${detailOf(text) ?? "is it an entrepot?"}`);
+  }
+
+  async *#eventsOf<Event>(body: Readable): AsyncGenerator<Event> {
+    try {
+      for await (const line of createInterface({ input: body })) yield JSON.parse(line) as Event;
+    } catch (cause) {
+      throw new LostDaemon(this.address, reasonOf(cause), { cause });
     }
   }
 
@@ -77,6 +111,16 @@ export function localAddress(listen: string): string {
   const { host = "127.0.0.1", port } = address;
   if (host === "0.0.0.0") return `http://127.0.0.1:${port}`;
   return `http://${host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+/** What a problem (RFC 9457) says; undefined for anything else. */
+function detailOf(text: string): string | undefined {
+  try {
+    const { detail } = JSON.parse(text) as { detail?: unknown };
+    return typeof detail === "string" ? detail : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 /** The shortest that says what went wrong with a connection. */

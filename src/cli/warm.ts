@@ -1,9 +1,7 @@
-import { createInterface } from "node:readline";
-import type { Readable } from "node:stream";
 import { loadConfig } from "../config/load.ts";
 import { parseImageReference } from "../oci/reference.ts";
 import type { WarmEvent } from "../registry/warm.ts";
-import { Daemon, localAddress, reasonOf } from "./daemon.ts";
+import { Daemon, localAddress, LostDaemon } from "./daemon.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
 import { ImageProgress } from "./warm-progress.ts";
@@ -44,12 +42,15 @@ export function runWarm(args: string[], io: CommandIo): Promise<number> {
     const address =
       values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
     await using daemon = new Daemon(address);
-    const events = await openEvents(daemon, { images, platforms: values.platform });
+    const events = await daemon.events<WarmEvent>("/api/v1/warm", { images, platforms: values.platform });
     const watch = values.json ? passOn(io) : show(io, images);
+    const untold = new Set(images);
     const missing = new Set(images);
     for await (const event of events) {
+      if (event.type === "done" || event.type === "failed") untold.delete(event.image);
       if (watch(event)) missing.delete((event as { image: string }).image);
     }
+    if (untold.size > 0) throw new LostDaemon(daemon.address);
     return missing.size === 0 ? DONE : FAILED;
   });
 }
@@ -65,42 +66,6 @@ function faultOfImage(image: string): string[] {
 
 function faultOfPlatform(platform: string): string[] {
   return PLATFORM.test(platform) ? [] : [`"${platform}" is no platform: write one such as linux/amd64 or linux/arm/v7`];
-}
-
-async function openEvents(
-  daemon: Daemon,
-  body: { images: readonly string[]; platforms: readonly string[] },
-): Promise<AsyncIterable<WarmEvent>> {
-  const answer = await daemon.ask("POST", "/api/v1/warm", body);
-  if (answer.status === 200) return eventsOf(daemon, answer.body, body.images);
-  const text = Buffer.concat(await answer.body.toArray()).toString();
-  throw new Error(`${daemon.address} answered ${answer.status}: ${detailOf(text) ?? "is it an entrepot?"}`);
-}
-
-/** What a problem (RFC 9457) says; undefined for anything else. */
-function detailOf(text: string): string | undefined {
-  try {
-    const { detail } = JSON.parse(text) as { detail?: unknown };
-    return typeof detail === "string" ? detail : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-async function* eventsOf(daemon: Daemon, body: Readable, images: readonly string[]): AsyncGenerator<WarmEvent> {
-  const untold = new Set(images);
-  let reason = "it ended its answer early";
-  try {
-    for await (const line of createInterface({ input: body })) {
-      const event = JSON.parse(line) as WarmEvent;
-      if (event.type === "done" || event.type === "failed") untold.delete(event.image);
-      yield event;
-    }
-  } catch (error) {
-    reason = reasonOf(error);
-  }
-  if (untold.size === 0) return;
-  throw new Error(`lost the daemon at ${daemon.address} (${reason}): what has come so far is kept, so run this again`);
 }
 
 /** Told of an event; returns whether it says that an image is here. */

@@ -451,7 +451,7 @@ export const configSchema = z
     ),
     gc: section(
       {
-        interval: duration("1d", "How often content that nothing points to is removed. 0: only by hand."),
+        interval: duration("1d", "How often content that nothing points to is removed. 0s: only by hand."),
         grace: duration("24h", "How long such content stays after its last use: a push that is under way needs it."),
         deleteUntagged: z
           .boolean()
@@ -464,7 +464,7 @@ export const configSchema = z
     ),
     scrub: section(
       {
-        interval: duration("30d", "How often everything that is stored is read and proven. 0: only by hand."),
+        interval: duration("30d", "How often everything that is stored is read and proven. 0s: only by hand."),
         bandwidth: size("32MiB", "Bytes per second that it reads at most.", 1),
       },
       "The search for damage on the disk.",

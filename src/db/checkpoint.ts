@@ -5,9 +5,9 @@ const INTERVAL_MS = 2_000;
 const WORTH_IT_BYTES = 4 * 1024 * 1024;
 
 /**
- * Moves the write-ahead log into the database file once it has grown: in a thread, since its fsyncs would hold the event loop for
- * 5 to 50 ms. The thread lives for one checkpoint only; kept, it would cost 16 MiB. What was written meanwhile is little, and the
- * writer itself moves it: only a log of which nothing is left begins anew, and under steady writing the thread alone never gets there.
+ * Moves the write-ahead log into the database file once it has grown: in a thread, since its fsyncs would hold the event loop for 5 to 50 ms,
+ * and for hundreds on a busy disk. The thread lives for one checkpoint only; kept, it would cost 16 MiB. Most is moved while writing goes on.
+ * What was written meanwhile is moved while transactions wait: only a log of which nothing is left begins anew.
  */
 export class Checkpointer {
   readonly #file: string;
@@ -15,11 +15,12 @@ export class Checkpointer {
   #running: Promise<void> | undefined;
   #written = true;
 
-  readonly #moveTheRest: () => Promise<void>;
+  readonly #alone: (work: () => Promise<void>) => Promise<void>;
 
-  constructor(file: string, moveTheRest: () => Promise<void>) {
+  /** @param alone runs work while no transaction does */
+  constructor(file: string, alone: (work: () => Promise<void>) => Promise<void>) {
     this.#file = file;
-    this.#moveTheRest = moveTheRest;
+    this.#alone = alone;
     this.#timer = setInterval(() => {
       if (!this.#written) return;
       // A thread that the system refuses is tried again in the next round.
@@ -48,11 +49,17 @@ export class Checkpointer {
     if (walBytes < WORTH_IT_BYTES) return;
     this.#written = false;
     const thread = new Worker(new URL("./checkpoint-worker.ts", import.meta.url), { workerData: { file: this.#file } });
-    await new Promise<void>((resolve) => {
+    const ended = new Promise<void>((resolve) => {
       // A full disk or a lock: the log only grows a little, and the next round tries again.
       thread.once("error", () => resolve());
       thread.once("exit", () => resolve());
     });
-    await this.#moveTheRest().catch(() => undefined);
+    thread.once("message", () => {
+      void this.#alone(() => {
+        thread.postMessage("go on", []);
+        return ended;
+      });
+    });
+    await ended;
   }
 }

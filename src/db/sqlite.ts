@@ -65,11 +65,7 @@ class SqliteDatabase implements Database {
     this.#reader = reader;
     this.#writer = writer;
     this.#log = log;
-    this.#checkpointer = new Checkpointer(file, () => {
-      const turn = this.#queue.then(() => writer.exec("PRAGMA wal_checkpoint(PASSIVE)"));
-      this.#queue = turn.catch(() => undefined);
-      return turn;
-    });
+    this.#checkpointer = new Checkpointer(file, (work) => this.#alone(work));
   }
 
   get<Row>(sql: string, params?: Params): Promise<Row | undefined> {
@@ -82,11 +78,15 @@ class SqliteDatabase implements Database {
 
   async transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
     const deadlineMs = performance.now() + PATIENCE_MS;
-    const turn = this.#queue.then(() => this.#run(work, deadlineMs));
-    this.#queue = turn.catch(() => undefined);
-    const result = await turn;
+    const result = await this.#alone(() => this.#run(work, deadlineMs));
     if (durability === "durable") await this.#log.reach();
     return result;
+  }
+
+  #alone<T>(work: () => Promise<T>): Promise<T> {
+    const turn = this.#queue.then(work);
+    this.#queue = turn.catch(() => undefined);
+    return turn;
   }
 
   async #run<T>(work: (tx: Writer) => Promise<T>, deadlineMs: number): Promise<T> {

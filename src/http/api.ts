@@ -19,6 +19,7 @@ const warmBody = z.strictObject({
 });
 
 const gcBody = z.strictObject({ dryRun: z.boolean().default(false) });
+const scrubBody = z.strictObject({ bandwidth: z.int().positive().optional() });
 
 /** The JSON API under /api/v1. What takes long answers one JSON object a line while it works. */
 export function apiRoutes({ warming, upkeep }: { warming: Warming; upkeep: Upkeep }): Koa.Middleware {
@@ -32,6 +33,11 @@ export function apiRoutes({ warming, upkeep }: { warming: Warming; upkeep: Upkee
   router.post("/gc", async (ctx) => {
     const { dryRun } = parseBody(gcBody, await readJson(ctx.req));
     await tellEvents(ctx, (tell, signal) => upkeep.gc.start({ dryRun }, tell, signal));
+  });
+
+  router.post("/scrub", async (ctx) => {
+    const { bandwidth } = parseBody(scrubBody, await readJson(ctx.req));
+    await tellEvents(ctx, (tell, signal) => upkeep.scrub.start({ bandwidth }, tell, signal));
   });
 
   const routes = router.routes() as Koa.Middleware;

@@ -8,9 +8,14 @@ const QUEUE_BYTES = 1024 * 1024;
 /**
  * The body of a request at the reader's pace. A client that sends less than the rule wants, while the reader waits for it, is cut.
  * To be read once; leaving early stops the reading and keeps the connection, so that the client can still be answered.
+ * @param taken is told, each time, how many bytes the reader has been given so far
  * @throws ClientGone where the body breaks off
  */
-export async function* bodyOf(request: IncomingMessage, rule: ProgressRule): AsyncGenerator<Buffer, void, undefined> {
+export async function* bodyOf(
+  request: IncomingMessage,
+  rule: ProgressRule,
+  taken: (bytes: number) => void,
+): AsyncGenerator<Buffer, void, undefined> {
   // Not the stream's own iterator: it would join what has gathered into one buffer, which copies every byte once more.
   let queue: Buffer[] = [];
   let queued = 0;
@@ -18,6 +23,7 @@ export async function* bodyOf(request: IncomingMessage, rule: ProgressRule): Asy
   let failure: ClientGone | undefined;
   let wake: (() => void) | undefined;
   let received = 0;
+  let given = 0;
   let waited = false;
   const gone = (error?: unknown): void => {
     if (!ended) failure ??= new ClientGone("the client broke the body off", { cause: error });
@@ -49,7 +55,10 @@ export async function* bodyOf(request: IncomingMessage, rule: ProgressRule): Asy
         const chunks = queue;
         queue = [];
         queued = 0;
-        for (const chunk of chunks) yield chunk;
+        for (const chunk of chunks) {
+          taken((given += chunk.length));
+          yield chunk;
+        }
       }
       if (ended) return;
       if (failure) throw failure;
@@ -70,12 +79,13 @@ export async function readBody(
   request: IncomingMessage,
   maxBytes: number,
   rule: ProgressRule,
+  taken: (bytes: number) => void,
   tooLarge: () => RegistryError,
 ): Promise<Buffer> {
   if (Number(request.headers["content-length"] ?? 0) > maxBytes) throw tooLarge();
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of bodyOf(request, rule)) {
+  for await (const chunk of bodyOf(request, rule, taken)) {
     bytes += chunk.length;
     if (bytes > maxBytes) throw tooLarge();
     chunks.push(chunk);

@@ -77,7 +77,7 @@ export class Push {
     const whole = query.get("digest");
     if (whole !== null && mount === null) {
       const digest = parseDigest(whole);
-      const body = bodyOf(request, this.#deps.progress);
+      const body = this.#body(exchange);
       await hosted.receive(located, digest, body, lengthOf(request));
       return this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
     }
@@ -103,7 +103,7 @@ export class Push {
   async #append(exchange: Exchange, { name, id }: Extract<Route, { kind: "upload" }>, located: Hosted): Promise<void> {
     const { request } = exchange;
     await this.#deps.hosted.findUpload(located, id);
-    const body = bodyOf(request, this.#deps.progress);
+    const body = this.#body(exchange);
     const upload = await this.#keepingPlace(exchange, name, id, located, () =>
       this.#deps.hosted.append(located, id, body, placementOf(request)),
     );
@@ -111,7 +111,7 @@ export class Push {
   }
 
   async #finish(exchange: Exchange, { name, id }: Extract<Route, { kind: "upload" }>, located: Hosted): Promise<void> {
-    const { hosted, progress } = this.#deps;
+    const { hosted } = this.#deps;
     const { request, query } = exchange;
     await hosted.findUpload(located, id);
     const wanted = query.get("digest");
@@ -119,7 +119,7 @@ export class Push {
       throw new RegistryError("DIGEST_INVALID", "the digest of the blob is missing: end an upload with ?digest=…");
     }
     const digest = parseDigest(wanted);
-    const body = hasBody(request) ? bodyOf(request, progress) : undefined;
+    const body = hasBody(request) ? this.#body(exchange) : undefined;
     await this.#keepingPlace(exchange, name, id, located, () =>
       hosted.finishUpload(located, id, digest, body, placementOf(request)),
     );
@@ -129,6 +129,10 @@ export class Push {
   async #status(exchange: Exchange, { name, id }: Extract<Route, { kind: "upload" }>, located: Hosted): Promise<void> {
     const upload = await this.#deps.hosted.findUpload(located, id);
     this.#answer(exchange, 204, this.#session(name, upload));
+  }
+
+  #body(exchange: Exchange): AsyncGenerator<Buffer, void, undefined> {
+    return bodyOf(exchange.request, this.#deps.progress, (bytes) => exchange.note({ bytes }));
   }
 
   /** An upload that is refused for its place (416) is told, with the refusal, where it stands: distribution-spec, "Pushing a blob in chunks". */
@@ -179,6 +183,7 @@ export class Push {
       request,
       MAX_MANIFEST_BYTES,
       this.#deps.progress,
+      (taken) => exchange.note({ bytes: taken }),
       () =>
         new RegistryError("MANIFEST_INVALID", `the manifest is larger than ${MAX_MANIFEST_BYTES} bytes`, {
           status: 413,
@@ -199,6 +204,7 @@ export class Push {
   // ---- answers ----
 
   #created(exchange: Exchange, path: string, digest: string, headers: Record<string, string | string[]> = {}): void {
+    exchange.note({ digest });
     this.#answer(exchange, 201, {
       location: this.#location(path),
       "docker-content-digest": digest,
@@ -261,11 +267,15 @@ function tagOf(text: string): Tag {
 
 /** Source: RFC 9110 §13.1 */
 function conditionOf({ headers }: IncomingMessage): TagCondition {
-  const match = headers["if-match"]?.trim();
+  const { "if-match": match, "if-none-match": noneMatch } = headers;
   return {
-    ...(match === undefined
-      ? {}
-      : { ifMatch: match === "*" ? ("any" as const) : match.split(",").map((tag) => tag.trim().replaceAll('"', "")) }),
-    ...(headers["if-none-match"]?.trim() === "*" ? { ifNoneMatch: "any" as const } : {}),
+    // A weak tag never matches strongly, and a digest is never weak.
+    ...(match === undefined ? {} : { ifMatch: etagsOf(match) }),
+    ...(noneMatch === undefined ? {} : { ifNoneMatch: etagsOf(noneMatch.replaceAll("W/", "")) }),
   };
+}
+
+function etagsOf(header: string): string[] | "any" {
+  if (header.trim() === "*") return "any";
+  return header.split(",").map((etag) => etag.trim().replaceAll('"', ""));
 }

@@ -10,7 +10,7 @@ import { RegistryError } from "../oci/errors.ts";
 import { clientAddressReader } from "./client-address.ts";
 import { toClientError, writeError } from "./errors.ts";
 import { ClientGone } from "./send.ts";
-import type { Exchange } from "./exchange.ts";
+import type { Exchange, Facts } from "./exchange.ts";
 import type { V2 } from "./v2.ts";
 
 export interface ServerDeps {
@@ -31,19 +31,14 @@ const UNWANTED_BODY_MS: Milliseconds = 5_000;
 /** How often a stopping server looks for connections that have nothing left to do. */
 const SWEEP_MS: Milliseconds = 50;
 
-interface Facts {
-  handler: string;
-  result?: string;
-  bytes?: number;
-  upstream?: string | undefined;
-}
+type Noted = Facts & { handler: string };
 
 interface Answered {
   id: string;
   path: string;
   code: number;
   seconds: number;
-  facts: Facts;
+  facts: Noted;
   failure: unknown;
 }
 
@@ -140,8 +135,8 @@ export class HttpServer {
     const { metrics } = this.#deps;
     const started = performance.now();
     const id = `${this.#idPrefix}-${(++this.#requests).toString(36)}`;
-    const facts: Facts = { handler: "other" };
-    ctx.state["note"] = (more: Partial<Facts>) => Object.assign(facts, more);
+    const facts: Noted = { handler: "other" };
+    ctx.state["note"] = (more: Facts) => Object.assign(facts, more);
     ctx.res.setHeader("x-request-id", id);
     metrics.httpInFlight.inc();
     // Not Koa's: that one throws on a target that is no path.

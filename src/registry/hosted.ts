@@ -1,3 +1,4 @@
+import { setImmediate as turn } from "node:timers/promises";
 import type { Clock } from "../base/clock.ts";
 import type { Config } from "../config/schema.ts";
 import { algorithmOf, digestOf, hexOf, isDigest, type Digest, type DigestAlgorithm } from "../oci/digest.ts";
@@ -44,8 +45,8 @@ export interface HostedDeps {
 export interface TagCondition {
   /** The tag must point to one of these digests now; "any": to something. */
   ifMatch?: readonly string[] | "any";
-  /** The tag must not exist. */
-  ifNoneMatch?: "any";
+  /** The tag must point to none of these; "any": it must not exist. */
+  ifNoneMatch?: readonly string[] | "any";
 }
 
 /** A manifest that a client pushes. */
@@ -57,7 +58,7 @@ export interface PushedManifest {
   condition: TagCondition;
 }
 
-const REFERRERS_BATCH = 50;
+const REFERRERS_BATCH = 16;
 /** About what a list of referrers holds at most: the size that every client takes as a manifest. Source: distribution-spec, "Listing Referrers" */
 const REFERRERS_BYTES = 3 * 1024 * 1024;
 /** So many missing contents are named; a manifest may lack thousands. */
@@ -125,7 +126,7 @@ export class HostedRepositories {
     const items: Record<string, unknown>[] = [];
     let bytes = 0;
     for await (const descriptor of this.#referrers(repository, subject, artifactType, last)) {
-      bytes += JSON.stringify(descriptor).length;
+      bytes += Buffer.byteLength(JSON.stringify(descriptor));
       if (items.length >= limit || (bytes > REFERRERS_BYTES && items.length > 0)) return { items, more: true };
       items.push(descriptor);
     }
@@ -152,6 +153,8 @@ export class HostedRepositories {
       }
       if (rows.length < REFERRERS_BATCH) break;
       cursor = rows.at(-1)?.digest ?? cursor;
+      // SQLite answers within the same turn: a subject of many thousands holds up nobody.
+      await turn();
     }
     yield* fallback;
   }
@@ -312,7 +315,7 @@ export class HostedRepositories {
           located,
           newManifest(digest, bytes, manifest),
           requiredBy(manifest),
-          isDigest(reference) ? tags : [reference, ...tags],
+          isDigest(reference) ? tags : [...new Set([reference, ...tags])],
           guard,
           clock.now(),
         ),
@@ -475,8 +478,9 @@ function checkCondition(
   current: Digest | undefined,
   { ifMatch, ifNoneMatch }: TagCondition,
 ): void {
-  const matches = ifMatch === undefined || (current !== undefined && (ifMatch === "any" || ifMatch.includes(current)));
-  if (matches && !(ifNoneMatch && current !== undefined)) return;
+  const isOneOf = (wanted: readonly string[] | "any"): boolean =>
+    current !== undefined && (wanted === "any" || wanted.includes(current));
+  if ((ifMatch === undefined || isOneOf(ifMatch)) && !(ifNoneMatch !== undefined && isOneOf(ifNoneMatch))) return;
   throw new RegistryError("DENIED", `${repository}:${tag} ${current ? `points to ${current}` : "does not exist"}`, {
     status: 412,
     detail: { repository, tag, digest: current ?? null },

@@ -93,6 +93,17 @@ export class Mirror implements AsyncDisposable {
     }
   }
 
+  /** Brings a blob here, unless it is. @throws RegistryError as {@link blob}; the signal's reason */
+  async bring(located: Cached, digest: Digest, signal: AbortSignal): Promise<void> {
+    const target = this.#target(located);
+    try {
+      await this.#blobs.bring(target, digest, signal);
+    } catch (error) {
+      signal.throwIfAborted();
+      throw toRegistryError(error, target.upstream.name, `blob ${digest} of ${target.repository}`);
+    }
+  }
+
   /** Every tag of a cached repository, in lexical order. @throws RegistryError NAME_UNKNOWN and as {@link manifest} */
   async tags(located: Cached): Promise<ListAnswer<string>> {
     const target = this.#target(located);

@@ -103,8 +103,17 @@ export class Names {
     };
   }
 
-  /** From now on the namespace is hosted. */
+  /**
+   * From now on the namespace is hosted.
+   * @throws Error where it is an upstream's name by now: what was pushed would turn into something else under the same name
+   */
   host(namespace: string): void {
+    const upstream = this.#upstreams.get(namespace);
+    if (upstream !== undefined) {
+      throw new Error(
+        `${namespace} is a hosted namespace that a push has made, and a name of upstream ${upstream} in the configuration: give the upstream another name or alias`,
+      );
+    }
     this.#hosted.add(namespace);
   }
 

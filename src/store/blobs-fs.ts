@@ -85,6 +85,7 @@ export class FileBlobStore implements BlobStore {
     for (const folder of ["blobs/sha256", "blobs/sha512", "staging", "uploads", "quarantine"]) {
       await mkdir(join(root, folder), { recursive: true });
     }
+    for (const folder of ["blobs", ""]) await syncFolder(join(root, folder));
     return new FileBlobStore(root);
   }
 

@@ -102,6 +102,9 @@ const FIND_MANIFEST = `SELECT media_type, size, upstream, ${LINKED} FROM manifes
 const EVICT_BLOB = `DELETE FROM blobs WHERE digest = :digest AND upstream IS NOT NULL RETURNING size AS "sizeBytes", upstream`;
 const EVICT_MANIFEST = `DELETE FROM manifests WHERE digest = :digest AND upstream IS NOT NULL RETURNING size AS "sizeBytes", upstream`;
 const RETIRE_BLOB = `DELETE FROM blobs WHERE digest = :digest RETURNING size AS "sizeBytes", upstream`;
+const HOSTED_LINK = `
+  SELECT 1 FROM repository_content c JOIN repositories r ON r.id = c.repository_id
+  WHERE c.digest = :digest AND r.upstream IS NULL LIMIT 1`;
 const TOUCH_BLOB = "UPDATE blobs SET used_at = :now WHERE digest = :digest";
 const TOUCH_MANIFEST = "UPDATE manifests SET used_at = :now WHERE digest = :digest";
 
@@ -178,19 +181,21 @@ export class Catalog {
   }
 
   /**
-   * Records a blob whose file is in place, and lets the repositories reach it.
-   * @returns whether it is new
+   * Records a blob whose file is in place, and lets the repositories reach it. What a hosted repository may reach was pushed or mounted,
+   * and lost since: it is pinned, as it was.
+   * @returns whether it is new among what is cached
    */
   async addBlob(owners: readonly Owner[], digest: Digest, sizeBytes: number, nowMs: number): Promise<boolean> {
     const isNew = await this.#db.transaction("lazy", async (tx) => {
       const known = await tx.get("SELECT 1 FROM blobs WHERE digest = :digest", { digest });
+      const pinned = known === undefined && (await tx.get(HOSTED_LINK, { digest })) !== undefined;
       await tx.run(
         `INSERT INTO blobs (digest, size, upstream, created_at, used_at) VALUES (:digest, :size, :upstream, :now, :now)
          ON CONFLICT (digest) DO UPDATE SET size = excluded.size, used_at = excluded.used_at`,
-        { digest, size: sizeBytes, upstream: owners[0]?.upstream ?? null, now: nowMs },
+        { digest, size: sizeBytes, upstream: pinned ? null : (owners[0]?.upstream ?? null), now: nowMs },
       );
       for (const owner of owners) await link(tx, owner, digest, nowMs);
-      return known === undefined;
+      return known === undefined && !pinned;
     });
     for (const { repository } of owners) this.#blobs.forget(`${repository}@${digest}`);
     return isNew;
@@ -395,7 +400,7 @@ function upstreamOf(row: Row): string | undefined {
   return (row["upstream"] as string | null) ?? undefined;
 }
 
-/** Stores a manifest, or marks it as used; undefined as its upstream pins one that was cached. */
+/** Stores a manifest, or marks it as used and mends it if its bytes were damaged; undefined as its upstream pins one that was cached. */
 export async function insertManifest(
   tx: Writer,
   { digest, mediaType, bytes, children, referrer }: NewManifest,
@@ -405,7 +410,7 @@ export async function insertManifest(
   await tx.run(
     `INSERT INTO manifests (digest, media_type, size, bytes, subject, artifact_type, annotations, upstream, created_at, used_at)
      VALUES (:digest, :mediaType, :size, :bytes, :subject, :artifactType, :annotations, :upstream, :now, :now)
-     ON CONFLICT (digest) DO UPDATE SET used_at = excluded.used_at,
+     ON CONFLICT (digest) DO UPDATE SET used_at = excluded.used_at, bytes = excluded.bytes,
        upstream = CASE WHEN excluded.upstream IS NULL THEN NULL ELSE manifests.upstream END`,
     {
       digest,

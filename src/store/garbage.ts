@@ -28,6 +28,9 @@ export interface Terms {
   inUse: (digest: Digest) => boolean;
 }
 
+/** So many removals a turn of the event loop: each changes pages all over the database. */
+const REMOVALS_PER_TURN = 10;
+
 const BLOB_KEYS = "SELECT digest FROM blobs WHERE digest > :after ORDER BY digest LIMIT :rows";
 const MANIFEST_KEYS = "SELECT digest FROM manifests WHERE digest > :after ORDER BY digest LIMIT :rows";
 const REPOSITORY_KEYS = "SELECT id FROM repositories WHERE id > :after ORDER BY id LIMIT :rows";
@@ -63,21 +66,27 @@ const LOOSE = `
   AND NOT EXISTS (SELECT 1 FROM manifest_children e JOIN repository_content p ON p.digest = e.parent
                   WHERE e.child = c.digest AND p.repository_id = c.repository_id)
   AND NOT EXISTS (SELECT 1 FROM repository_content s WHERE s.repository_id = c.repository_id AND s.digest = m.subject)`;
-/** A blob that more manifests point to keeps its links: to look through all of them would hold everybody up. */
-const MOST_PARENTS = 256;
-/** Of the link `c` of a blob. Of one that was damaged there may be no row: the link goes if nothing here would need it once repaired. */
+/**
+ * Of the link `c` of a blob, but for manifests that point to it. Of a blob that was damaged there may be no row: the link goes if
+ * nothing here would need it once repaired.
+ */
 const UNTOUCHED = `
-  c.linked_at < :beforeMs AND ${HOSTED} AND ${UNTAGGED}
+  ${HOSTED} AND ${UNTAGGED}
   AND NOT EXISTS (SELECT 1 FROM blobs b WHERE b.digest = c.digest AND b.used_at >= :beforeMs)
   AND NOT EXISTS (SELECT 1 FROM manifests m WHERE m.digest = c.digest)
   AND NOT EXISTS (SELECT 1 FROM manifest_children o WHERE o.parent = c.digest)`;
+/** Of a blob with more parents not all are looked at, which would hold everybody up: it keeps its links. */
+const MOST_PARENTS = 256;
+const FIRST_PARENTS = `
+  SELECT f.parent FROM manifest_children f WHERE f.child = c.digest LIMIT ${MOST_PARENTS + 1}`;
+// In the order of how many links each leaves to the next: of most, a parent is found at once.
 const IDLE = `
-  ${UNTOUCHED}
-  AND CASE
-    WHEN (SELECT count(*) FROM (SELECT 1 FROM manifest_children f WHERE f.child = c.digest LIMIT ${MOST_PARENTS + 1}) n) > ${MOST_PARENTS}
-    THEN FALSE
-    ELSE NOT EXISTS (SELECT 1 FROM manifest_children e JOIN repository_content p ON p.digest = e.parent
-                     WHERE e.child = c.digest AND p.repository_id = c.repository_id)
+  CASE
+    WHEN c.linked_at >= :beforeMs THEN FALSE
+    WHEN EXISTS (SELECT 1 FROM (${FIRST_PARENTS}) e JOIN repository_content p ON p.digest = e.parent
+                 WHERE p.repository_id = c.repository_id) THEN FALSE
+    WHEN (SELECT count(*) FROM (${FIRST_PARENTS}) e) > ${MOST_PARENTS} THEN FALSE
+    ELSE ${UNTOUCHED}
   END`;
 /** Of a repository `r`. */
 const BARE = `
@@ -93,7 +102,8 @@ const FIND_UNNEEDED = `
   SELECT b.digest, b.size AS "sizeBytes", b.upstream FROM (${BLOB_KEYS}) k JOIN blobs b ON b.digest = k.digest
   WHERE ${UNNEEDED}`;
 const FIND_LOOSE = `
-  SELECT c.repository_id AS "repositoryId", c.digest FROM (${LINK_KEYS}) c JOIN manifests m ON m.digest = c.digest
+  SELECT c.repository_id AS "repositoryId", c.digest FROM (${MANIFEST_KEYS}) k
+  JOIN manifests m ON m.digest = k.digest JOIN repository_content c ON c.digest = k.digest
   WHERE ${LOOSE}`;
 const FIND_IDLE = `
   SELECT c.repository_id AS "repositoryId", c.digest FROM (${LINK_KEYS}) c WHERE ${IDLE}`;
@@ -186,8 +196,8 @@ export class GarbageCatalog {
   }
 
   /** Links of manifests without a tag, which belong to no index and refer to nothing in their hosted repository. */
-  looseManifests(after: Link, rows: number, beforeMs: number): Promise<Link[]> {
-    return this.#db.all(FIND_LOOSE, { ...after, rows, beforeMs });
+  looseManifests(after: string, rows: number, beforeMs: number): Promise<Link[]> {
+    return this.#db.all(FIND_LOOSE, { after, rows, beforeMs });
   }
 
   /** Links of blobs that no manifest of their hosted repository points to. */
@@ -233,7 +243,9 @@ export class GarbageCatalog {
 
   /** Whether nothing but a manifest of the repository keeps the link of a blob. */
   async untouchedLink(link: Link, beforeMs: number): Promise<boolean> {
-    return (await this.#db.get(`${LINK} AND ${UNTOUCHED}`, { ...link, beforeMs })) !== undefined;
+    return (
+      (await this.#db.get(`${LINK} AND c.linked_at < :beforeMs AND ${UNTOUCHED}`, { ...link, beforeMs })) !== undefined
+    );
   }
 
   /** Whether nothing but content keeps a repository. */
@@ -273,10 +285,11 @@ export class GarbageCatalog {
   async *#keys<Key extends string | number>(sql: string, params: Params, first: string | number): AsyncGenerator<Key> {
     for (let after = first; ;) {
       const found = await this.#db.all<{ key: Key }>(sql, { ...params, after });
+      // Also after a few: whoever walks many manifests holds up nobody.
+      await turn();
       for (const { key } of found) yield key;
       if (found.length < ROWS_PER_TURN) return;
       after = found.at(-1)?.key ?? after;
-      await turn();
     }
   }
 
@@ -296,8 +309,10 @@ export class GarbageCatalog {
     // Lazy, as all that takes no file away: what a power loss brings back is found again.
     const gone = await this.#db.transaction("lazy", async (tx) => {
       const gone = [];
-      for (const link of links)
+      for (const [index, link] of links.entries()) {
+        if (index % REMOVALS_PER_TURN === REMOVALS_PER_TURN - 1) await turn();
         if (!inUse(link.digest) && (await tx.run(sql, { ...link, beforeMs })) > 0) gone.push(link);
+      }
       return gone;
     });
     if (gone.length > 0) this.#catalog.forgetAll();
@@ -308,7 +323,8 @@ export class GarbageCatalog {
   async removeManifests(digests: readonly Digest[]): Promise<Garbage[]> {
     const gone = await this.#db.transaction("lazy", async (tx) => {
       const gone = [];
-      for (const digest of digests) {
+      for (const [index, digest] of digests.entries()) {
+        if (index % REMOVALS_PER_TURN === REMOVALS_PER_TURN - 1) await turn();
         const row = await tx.get<Garbage>(REMOVE_MANIFEST, { digest });
         if (!row) continue;
         gone.push(row);
@@ -328,7 +344,8 @@ export class GarbageCatalog {
   async removeBlobs(digests: readonly Digest[], { beforeMs, inUse }: Terms): Promise<Garbage[]> {
     const gone = await this.#db.transaction("durable", async (tx) => {
       const gone = [];
-      for (const digest of digests) {
+      for (const [index, digest] of digests.entries()) {
+        if (index % REMOVALS_PER_TURN === REMOVALS_PER_TURN - 1) await turn();
         const row = inUse(digest) ? undefined : await tx.get<Garbage>(REMOVE_BLOB, { digest, beforeMs });
         if (!row) continue;
         gone.push(row);

@@ -81,6 +81,14 @@ const HOLDS_BLOB = `
 const HOLDS_MANIFEST = `
   SELECT 1 FROM repository_content c JOIN manifests m ON m.digest = c.digest
   WHERE c.repository_id = :repositoryId AND c.digest = :digest`;
+/** Tags of a manifest, and of the indexes of its repository that lead to it. CROSS: from the manifest up, never through a whole repository. */
+const TAGS_ABOVE = `
+  WITH RECURSIVE above (digest) AS (
+    SELECT :digest
+    UNION
+    SELECT e.parent FROM above a CROSS JOIN manifest_children e CROSS JOIN repository_content c
+    WHERE e.child = a.digest AND c.digest = e.parent AND c.repository_id = :repositoryId)
+  SELECT t.name, t.digest FROM above a CROSS JOIN tags t WHERE t.digest = a.digest AND t.repository_id = :repositoryId`;
 const REFERRERS = `
   SELECT m.digest, m.media_type, m.size, m.artifact_type, m.annotations FROM manifests m
   WHERE m.subject = :subject AND m.digest > :last AND (:artifactType IS NULL OR m.artifact_type = :artifactType)
@@ -245,22 +253,24 @@ export class HostedCatalog {
     return removed;
   }
 
-  /** Takes a manifest and its tags out of a repository. @returns whether it was there @throws whatever `guard` throws for one of its tags */
+  /**
+   * Takes a manifest and its tags out of a repository.
+   * @param guard is asked for its tags, and for those of the indexes that need it
+   * @returns whether it was there
+   * @throws whatever `guard` throws
+   */
   async removeManifest(repository: RepositoryName, digest: Digest, guard: TagGuard): Promise<boolean> {
     const tags = await this.#db.transaction("durable", async (tx) => {
       const repositoryId = await findRepository(tx, repository);
       if (repositoryId === undefined || !(await tx.get(HOLDS_MANIFEST, { repositoryId, digest }))) return undefined;
-      const rows = await tx.all<{ name: Tag }>(
-        "SELECT name FROM tags WHERE digest = :digest AND repository_id = :repositoryId",
-        { repositoryId, digest },
-      );
-      for (const { name } of rows) guard(name, digest);
+      const rows = await tx.all<{ name: Tag; digest: Digest }>(TAGS_ABOVE, { repositoryId, digest });
+      for (const tag of rows) guard(tag.name, tag.digest);
       await tx.run("DELETE FROM tags WHERE digest = :digest AND repository_id = :repositoryId", {
         repositoryId,
         digest,
       });
       await unlink(tx, repositoryId, digest);
-      return rows;
+      return rows.filter((tag) => tag.digest === digest);
     });
     if (!tags) return false;
     this.#catalog.forget(repository, digest);

@@ -48,8 +48,6 @@ const REMOVE = "DELETE FROM uploads WHERE id = :id";
 
 /** Hashes of sessions that wait for their next request; the oldest beyond it is forgotten, and made again from the file. */
 const MAX_IDLE_HASHES = 1_000;
-/** A file without a session belongs to a request under way, or to none. */
-const STRAY_LIFE_MS: Milliseconds = 3_600_000;
 
 /** One request at work on a session. */
 interface Turn {
@@ -62,7 +60,7 @@ interface Turn {
 
 /**
  * Resumable uploads. A session is a row and a file; the size of the file is how far it has come, so nothing else has to be kept in step
- * with it. Either alone is harmless: a row without a file is a session at its start, a file without a row goes when it is an hour old.
+ * with it. Either alone is harmless: a row without a file is a session at its start, a file without a row and without a request at work on it is what an earlier run left, and goes.
  *
  * One request at a time works on a session. A newer one takes over from an older one, whose client is usually long gone: the older is
  * interrupted, its bytes go to the disk, and the newer goes on after them. Only a request that already proves or publishes is let be.
@@ -205,9 +203,7 @@ export class Uploads implements AsyncDisposable {
       ...rows
         .filter(({ id, startedAtMs }) => nowMs - (files.get(id)?.modifiedAtMs ?? startedAtMs) >= lifeMs())
         .map(({ id }) => id),
-      ...[...files.values()]
-        .filter(({ id, modifiedAtMs }) => !sessions.has(id) && nowMs - modifiedAtMs >= STRAY_LIFE_MS)
-        .map(({ id }) => id),
+      ...[...files.keys()].filter((id) => !sessions.has(id)),
     ].filter((id) => !this.#turns.has(id));
     // All at once, before any wait: none of them may be gone on with from here.
     const turns = gone.map((id) => this.#enter(id));

@@ -1,6 +1,6 @@
 import type { Digest } from "../oci/digest.ts";
 import type { Garbage, GarbageCatalog, Link, Terms } from "../store/garbage.ts";
-import type { Sweep } from "./gc.ts";
+import type { Sweep } from "./sweep.ts";
 
 /**
  * A collection that changes nothing. What it would have removed, it remembers; and since the database goes on to hold that, it finds out
@@ -11,6 +11,7 @@ export class Preview implements Sweep {
   readonly #terms: Terms;
   readonly #manifests = new Set<Digest>();
   readonly #blobs = new Set<Digest>();
+  readonly #loose: Link[] = [];
   /** Of manifests and of blobs, by repository. */
   readonly #links = new Map<number, Set<Digest>>();
 
@@ -22,6 +23,7 @@ export class Preview implements Sweep {
   async unlinkManifests(links: readonly Link[]): Promise<Link[]> {
     const gone = [];
     for (const link of links) if (await this.#isLoose(link)) gone.push(this.#unlink(link));
+    this.#loose.push(...gone);
     return gone;
   }
 
@@ -31,7 +33,7 @@ export class Preview implements Sweep {
   }
 
   async *furtherManifests(): AsyncGenerator<Garbage> {
-    for (const digest of new Set([...this.#links.values()].flatMap((digests) => [...digests]))) {
+    for (const digest of new Set(this.#loose.map((link) => link.digest))) {
       if (!(await this.#every(this.#garbage.reachers(digest), (id) => this.#isUnlinked(id, digest)))) continue;
       const manifest = await this.#garbage.manifest(digest);
       if (manifest) yield manifest;
@@ -67,10 +69,7 @@ export class Preview implements Sweep {
   }
 
   async *furtherLinks(): AsyncGenerator<Link> {
-    const manifests = [...this.#links].flatMap(([repositoryId, digests]) =>
-      [...digests].map((digest) => ({ repositoryId, digest })),
-    );
-    for (const { repositoryId, digest: manifest } of manifests) {
+    for (const { repositoryId, digest: manifest } of this.#loose) {
       for await (const digest of this.#garbage.children(manifest)) {
         const link = { repositoryId, digest };
         if (this.#isUnlinked(repositoryId, digest) || !(await this.#garbage.untouchedLink(link, this.#terms.beforeMs)))

@@ -1,15 +1,13 @@
 import type { Bytes, Clock, Milliseconds } from "../base/clock.ts";
-import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
-import { hexOf, type Digest } from "../oci/digest.ts";
-import type { BlobStore } from "../store/blobs.ts";
-import type { Ledger } from "../store/catalog.ts";
+import type { Digest } from "../oci/digest.ts";
 import type { Garbage, GarbageCatalog, Link, Span, Terms } from "../store/garbage.ts";
-import type { MemoryCache } from "../store/memory.ts";
 import type { Usage } from "../store/usage.ts";
 import type { ClockWatch } from "./clock-watch.ts";
 import { Preview } from "./gc-preview.ts";
+import { shareOf } from "./share.ts";
 import { Steps } from "./steps.ts";
+import { NO_MORE, Removal, type RemovalDeps, type Sweep } from "./sweep.ts";
 
 /** What has gone, or would go. */
 export interface GcReport {
@@ -35,42 +33,22 @@ export type GcEvent =
   /** What a dry run would remove. */
   | { type: "garbage"; kind: "manifest" | "blob"; digest: Digest; sizeBytes: Bytes; reason: string };
 
-export interface GcDeps {
+export interface GcDeps extends RemovalDeps {
   limits: () => { grace: Milliseconds; deleteUntagged: boolean };
-  garbage: GarbageCatalog;
-  blobs: BlobStore;
-  memory: MemoryCache;
   usage: Usage;
   clock: Clock;
   watch: ClockWatch;
-  /** Keeps the count of what is cached. */
-  ledger: Ledger;
   /** Digests whose download is under way. */
   inFlight: () => ReadonlySet<Digest>;
-  log: Logger;
   metrics: Metrics;
 }
 
-/** How garbage goes, or only seems to. `further…` is what becomes garbage by that without the database showing it. */
-export interface Sweep {
-  unlinkManifests(links: readonly Link[]): Promise<Link[]>;
-  removeManifests(manifests: readonly Garbage[]): Promise<Garbage[]>;
-  furtherManifests(): AsyncIterable<Garbage>;
-  removeBlobs(blobs: readonly Garbage[]): Promise<Garbage[]>;
-  furtherBlobs(): AsyncIterable<Garbage>;
-  unlinkBlobs(links: readonly Link[]): Promise<Link[]>;
-  furtherLinks(): AsyncIterable<Link>;
-  removeRepositories(ids: readonly number[]): Promise<number>;
-  furtherRepositories(): AsyncIterable<number>;
-}
-
 /** So many go at a time: one transaction, one sync of the disk. */
-const GROUP = 50;
+const GROUP = 100;
 const TELL_EVERY_MS: Milliseconds = 250;
 /** A dry run names so many contents. */
 const MOST_NAMED = 1000;
 const BEFORE_ALL = "" as Digest;
-
 /**
  * Removes what was pushed and is needed no more, while pushes and pulls go on.
  *
@@ -120,14 +98,17 @@ export class GarbageCollector {
 }
 
 /** How a phase goes over a table in the order of its keys. */
-interface Way<Key> {
+interface Way<Key, Item> {
   first: Key;
   /** How far a key is on the way through all of them, from 0 to 1. */
   share: (key: Key) => number;
   span: (after: Key, rows: number) => Promise<Span<Key> | undefined>;
-  /** Looks at the rows after a key; what it returns removes what was found. */
-  find: (after: Key, rows: number) => Promise<() => Promise<void>>;
-  /** How much of it has gone so far. */
+  /** What of the rows after a key is garbage. */
+  find: (after: Key, rows: number) => Promise<readonly Item[]>;
+  remove: (items: readonly Item[]) => Promise<void>;
+  /** What has become garbage without the database showing it. */
+  further: AsyncIterable<Item>;
+  /** How much has gone so far. */
   removed: () => number;
 }
 
@@ -169,121 +150,109 @@ class Run {
         for (const link of gone) for await (const relatives of this.#garbage.relatives(link)) await unlink(relatives);
       }
     };
-    await this.#overLinks("untagged", {
-      find: async (after, rows) => {
-        const found = await this.#garbage.looseManifests(after, rows, this.#terms.beforeMs);
-        return () => unlink(found);
-      },
+    await this.#over("untagged", {
+      first: BEFORE_ALL,
+      share: shareOf,
+      span: (after, rows) => this.#garbage.manifests(after, rows),
+      find: (after, rows) => this.#garbage.looseManifests(after, rows, this.#terms.beforeMs),
+      remove: unlink,
+      further: NO_MORE,
       removed: () => removed,
     });
   }
 
   /** Manifests that no repository reaches. */
   async manifests(): Promise<void> {
-    const remove = async (manifests: readonly Garbage[]): Promise<void> => {
-      for (let at = 0; at < manifests.length; at += GROUP) {
-        const gone = await this.#steps.rest(() => this.#sweep.removeManifests(manifests.slice(at, at + GROUP)));
-        this.counts.manifests += gone.length;
-        await this.#count("manifest", "no repository has it", gone);
-      }
-    };
     await this.#over("manifests", {
       first: BEFORE_ALL,
       share: shareOf,
       span: (after, rows) => this.#garbage.manifests(after, rows),
-      find: async (after, rows) => {
-        const found = await this.#garbage.unlinkedManifests(after, rows);
-        return () => remove(found);
+      find: (after, rows) => this.#garbage.unlinkedManifests(after, rows),
+      remove: async (manifests) => {
+        const gone = await this.#sweep.removeManifests(manifests);
+        this.counts.manifests += gone.length;
+        await this.#count("manifest", "no repository has it", gone);
       },
+      further: this.#sweep.furtherManifests(),
       removed: () => this.counts.manifests,
     });
-    for await (const manifest of this.#sweep.furtherManifests()) await remove([manifest]);
   }
 
   /** Pushed blobs that no manifest points to. */
   async blobs(): Promise<void> {
-    const remove = async (blobs: readonly Garbage[]): Promise<void> => {
-      for (let at = 0; at < blobs.length; at += GROUP) {
-        const gone = await this.#steps.rest(() => this.#sweep.removeBlobs(blobs.slice(at, at + GROUP)));
-        this.counts.blobs += gone.length;
-        await this.#count("blob", "no manifest needs it", gone);
-      }
-    };
     await this.#over("blobs", {
       first: BEFORE_ALL,
       share: shareOf,
       span: (after, rows) => this.#garbage.blobs(after, rows),
-      find: async (after, rows) => {
-        const found = await this.#garbage.unneededBlobs(after, rows, this.#terms.beforeMs);
-        return () => remove(found);
+      find: (after, rows) => this.#garbage.unneededBlobs(after, rows, this.#terms.beforeMs),
+      remove: async (blobs) => {
+        const gone = await this.#sweep.removeBlobs(blobs);
+        this.counts.blobs += gone.length;
+        await this.#count("blob", "no manifest needs it", gone);
       },
+      further: this.#sweep.furtherBlobs(),
       removed: () => this.counts.blobs,
     });
-    for await (const blob of this.#sweep.furtherBlobs()) await remove([blob]);
   }
 
   /** What a repository may reach though no manifest of it points to it. */
   async links(): Promise<void> {
-    const unlink = async (links: readonly Link[]): Promise<void> => {
-      for (let at = 0; at < links.length; at += GROUP) {
-        const gone = await this.#steps.rest(() => this.#sweep.unlinkBlobs(links.slice(at, at + GROUP)));
-        this.counts.links += gone.length;
-      }
-    };
-    await this.#overLinks("links", {
-      find: async (after, rows) => {
-        const found = await this.#garbage.idleLinks(after, rows, this.#terms.beforeMs);
-        return () => unlink(found);
+    const most = await this.#garbage.lastRepository();
+    await this.#over("links", {
+      first: { repositoryId: 0, digest: BEFORE_ALL },
+      share: ({ repositoryId, digest }) => (repositoryId - 1 + shareOf(digest)) / most,
+      span: (after, rows) => this.#garbage.links(after, rows),
+      find: (after, rows) => this.#garbage.idleLinks(after, rows, this.#terms.beforeMs),
+      remove: async (links) => {
+        this.counts.links += (await this.#sweep.unlinkBlobs(links)).length;
       },
+      further: this.#sweep.furtherLinks(),
       removed: () => this.counts.links,
     });
-    for await (const link of this.#sweep.furtherLinks()) await unlink([link]);
   }
 
   /** Repositories that hold nothing. */
   async repositories(): Promise<void> {
-    const remove = async (ids: readonly number[]): Promise<void> => {
-      if (ids.length > 0) this.counts.repositories += await this.#steps.rest(() => this.#sweep.removeRepositories(ids));
-    };
     const most = await this.#garbage.lastRepository();
     await this.#over("repositories", {
       first: 0,
       share: (id) => id / most,
       span: (after, rows) => this.#garbage.repositories(after, rows),
-      find: async (after, rows) => {
-        const found = await this.#garbage.emptyRepositories(after, rows, this.#terms.beforeMs);
-        return () => remove(found);
+      find: (after, rows) => this.#garbage.emptyRepositories(after, rows, this.#terms.beforeMs),
+      remove: async (ids) => {
+        this.counts.repositories += await this.#sweep.removeRepositories(ids);
       },
+      further: this.#sweep.furtherRepositories(),
       removed: () => this.counts.repositories,
     });
-    for await (const id of this.#sweep.furtherRepositories()) await remove([id]);
   }
 
-  async #overLinks(phase: GcPhase, { find, removed }: Pick<Way<Link>, "find" | "removed">): Promise<void> {
-    const most = await this.#garbage.lastRepository();
-    await this.#over(phase, {
-      first: { repositoryId: 0, digest: BEFORE_ALL },
-      share: ({ repositoryId, digest }) => (repositoryId - 1 + shareOf(digest)) / most,
-      span: (after, rows) => this.#garbage.links(after, rows),
-      find,
-      removed,
-    });
-  }
-
-  async #over<Key>(phase: GcPhase, { first, share, span, find, removed }: Way<Key>): Promise<void> {
+  async #over<Key, Item>(phase: GcPhase, way: Way<Key, Item>): Promise<void> {
+    const { first, share, span, find, remove, further, removed } = way;
     let scanned = 0;
+    let found: Item[] = [];
+    const removeFound = async (least: number): Promise<void> => {
+      while (found.length >= least) {
+        const group = found.slice(0, GROUP);
+        found = found.slice(GROUP);
+        await this.#steps.rest(() => remove(group));
+      }
+    };
     for (let after = first; ;) {
       const step = await this.#steps.look(async (rows) => {
         const here = await span(after, rows);
-        return here && { ...here, remove: await find(after, here.rows) };
+        return here && { ...here, found: await find(after, here.rows) };
       });
       if (!step) break;
-      await step.remove();
       after = step.last;
       scanned += step.rows;
+      found.push(...step.found);
+      await removeFound(GROUP);
       // Digests are spread evenly, so the last one tells how many there are without counting them.
       await this.#progress(phase, scanned, Math.max(scanned, Math.round(scanned / share(after))), removed());
     }
+    await removeFound(1);
+    for await (const item of further) await this.#steps.rest(() => remove([item]));
     this.#toldAtMs = 0;
     await this.#progress(phase, scanned, scanned, removed());
   }
@@ -301,66 +270,4 @@ class Run {
         await this.#tell({ type: "garbage", kind, digest, sizeBytes, reason });
     }
   }
-}
-
-/** How far a digest is in the order of all. Those of sha512 come last, and are few. */
-function shareOf(digest: string): number {
-  return digest.startsWith("sha256:") ? (Number.parseInt(hexOf(digest as Digest).slice(0, 8), 16) + 1) / 2 ** 32 : 1;
-}
-
-/** Removes for good. */
-class Removal implements Sweep {
-  readonly #deps: GcDeps;
-  readonly #terms: Terms;
-
-  constructor(deps: GcDeps, terms: Terms) {
-    this.#deps = deps;
-    this.#terms = terms;
-  }
-
-  unlinkManifests(links: readonly Link[]): Promise<Link[]> {
-    return this.#deps.garbage.unlinkManifests(links, this.#terms);
-  }
-
-  async removeManifests(manifests: readonly Garbage[]): Promise<Garbage[]> {
-    const { garbage, memory, ledger } = this.#deps;
-    const gone = await garbage.removeManifests(manifests.map(({ digest }) => digest));
-    ledger.removed(gone);
-    for (const { digest } of gone) memory.delete(digest);
-    return gone;
-  }
-
-  async removeBlobs(candidates: readonly Garbage[]): Promise<Garbage[]> {
-    const { garbage, blobs, memory, log } = this.#deps;
-    const digests = candidates.map(({ digest }) => digest);
-    return blobs.exclusive(digests, async () => {
-      const gone = await garbage.removeBlobs(digests, this.#terms);
-      for (const { digest } of gone) {
-        memory.delete(digest);
-        // What can't be removed now is a file without a row: collected at the next start.
-        await blobs
-          .remove(digest)
-          .catch((error: unknown) => log.warn({ digest, err: error }, "could not remove a file"));
-      }
-      return gone;
-    });
-  }
-
-  unlinkBlobs(links: readonly Link[]): Promise<Link[]> {
-    const { garbage, blobs } = this.#deps;
-    return blobs.exclusive(
-      links.map(({ digest }) => digest),
-      () => garbage.unlinkBlobs(links, this.#terms),
-    );
-  }
-
-  removeRepositories(ids: readonly number[]): Promise<number> {
-    return this.#deps.garbage.removeRepositories(ids, this.#terms.beforeMs);
-  }
-
-  // The database shows all that becomes garbage.
-  async *furtherManifests(): AsyncGenerator<never> {}
-  async *furtherBlobs(): AsyncGenerator<never> {}
-  async *furtherLinks(): AsyncGenerator<never> {}
-  async *furtherRepositories(): AsyncGenerator<never> {}
 }

@@ -3,11 +3,8 @@ import { RegistryError } from "../oci/errors.ts";
 /** How a job tells what it does. Its last event says how it ended. */
 export type Tell<Event> = (event: Event) => Promise<void>;
 
-/** The last event of a job that did not come to its end. */
-export interface Failed {
-  type: "failed";
-  message: string;
-}
+/** What a job tells. The last event is `done` or, where it did not come to its end, `failed`. */
+export type Told<Event, Report> = Event | ({ type: "done" } & Report) | { type: "failed"; message: string };
 
 export interface JobDeps<Options, Event, Report> {
   /** As it is called in messages. */
@@ -38,11 +35,7 @@ export class Job<Options, Event, Report extends object> {
    * @returns when it is over; never rejects: a failure is told
    * @throws RegistryError with status 409 at once, while another one runs
    */
-  start(
-    options: Options,
-    tell: Tell<Event | Failed | ({ type: "done" } & Report)>,
-    signal: AbortSignal,
-  ): Promise<void> {
+  start(options: Options, tell: Tell<Told<Event, Report>>, signal: AbortSignal): Promise<void> {
     if (this.#running) {
       throw new RegistryError("UNAVAILABLE", `${this.#deps.name} is running already: wait for its end`, {
         status: 409,
@@ -55,11 +48,7 @@ export class Job<Options, Event, Report extends object> {
     return running;
   }
 
-  async #run(
-    options: Options,
-    tell: Tell<Event | Failed | ({ type: "done" } & Report)>,
-    signal: AbortSignal,
-  ): Promise<void> {
+  async #run(options: Options, tell: Tell<Told<Event, Report>>, signal: AbortSignal): Promise<void> {
     const { work, ended } = this.#deps;
     try {
       signal.throwIfAborted();

@@ -6,8 +6,8 @@ export interface Scheduled {
   name: string;
   /** From the end of one run to the next; 0: never. */
   intervalMs: () => Milliseconds;
-  /** Never rejects. */
-  run: () => Promise<void>;
+  /** Starts a run, unless one is under way. */
+  start: () => void;
 }
 
 export interface ScheduleDeps {
@@ -26,19 +26,18 @@ export async function runOnSchedule(deps: ScheduleDeps, signal: AbortSignal): Pr
   const { jobs, clock, watch, onFault } = deps;
   while (!signal.aborted) {
     watch.look();
-    await Promise.all(
-      jobs.map((job) => runIfDue(deps, job).catch((error: unknown) => onFault(`schedule ${job.name}`, error))),
-    );
+    for (const job of jobs)
+      await startIfDue(deps, job).catch((error: unknown) => onFault(`schedule ${job.name}`, error));
     await clock.sleep(LOOK_EVERY_MS, signal).catch(() => undefined);
   }
 }
 
-async function runIfDue({ runs, clock }: ScheduleDeps, { name, intervalMs, run }: Scheduled): Promise<void> {
+async function startIfDue({ runs, clock }: ScheduleDeps, { name, intervalMs, start }: Scheduled): Promise<void> {
   const interval = intervalMs();
   if (interval === 0) return;
   const nowMs = clock.now();
   const endedAtMs = await runs.endedAtMs(name);
   // In the future: the clock was set back, and it would wait for as long.
   if (endedAtMs === undefined || endedAtMs > nowMs) await runs.ended(name, nowMs);
-  else if (nowMs - endedAtMs >= interval) await run();
+  else if (nowMs - endedAtMs >= interval) start();
 }

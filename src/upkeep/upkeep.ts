@@ -1,4 +1,4 @@
-import type { Clock, Milliseconds } from "../base/clock.ts";
+import type { Bytes, Clock, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { UpkeepRuns } from "../store/upkeep-runs.ts";
@@ -6,9 +6,11 @@ import type { ClockWatch } from "./clock-watch.ts";
 import type { GarbageCollector, GcEvent, GcReport } from "./gc.ts";
 import { Job } from "./job.ts";
 import { runOnSchedule } from "./schedule.ts";
+import type { Scrubber, ScrubEvent, ScrubReport } from "./scrub.ts";
 
 export interface UpkeepDeps {
   collector: GarbageCollector;
+  scrubber: Scrubber;
   runs: UpkeepRuns;
   clock: Clock;
   watch: ClockWatch;
@@ -20,13 +22,14 @@ export interface UpkeepDeps {
 /** The jobs that look after what is stored: by hand and, between {@link begin} and {@link stop}, on their schedule. */
 export class Upkeep {
   readonly gc: Job<{ dryRun: boolean }, GcEvent, GcReport>;
+  readonly scrub: Job<{ bandwidth?: Bytes | undefined }, ScrubEvent, ScrubReport>;
   readonly #deps: UpkeepDeps;
   readonly #stop = new AbortController();
   #schedule: Promise<void> | undefined;
 
   constructor(deps: UpkeepDeps) {
     this.#deps = deps;
-    const { collector, log, metrics } = deps;
+    const { collector, scrubber, log, metrics } = deps;
     this.gc = new Job({
       name: "garbage collection",
       work: ({ dryRun }, tell, signal) => collector.run({ dryRun }, tell, signal),
@@ -39,18 +42,36 @@ export class Upkeep {
         await this.#ended("gc", metrics.gcRuns, outcome);
       },
     });
+    this.scrub = new Job({
+      name: "a scrub",
+      work: (options, tell, signal) => scrubber.run(options, tell, signal),
+      ended: async (_, outcome) => {
+        if ("report" in outcome) {
+          metrics.scrubDuration.set(outcome.report.ms / 1000);
+          log.info(outcome.report, "scrubbed");
+        } else if (!outcome.stopped) log.error({ err: outcome.error }, "the scrub failed");
+        await this.#ended("scrub", metrics.scrubRuns, outcome);
+      },
+    });
   }
 
   /** @param intervals read whenever they are needed; 0: never */
-  begin(intervals: () => { gc: Milliseconds }): void {
+  begin(intervals: () => { gc: Milliseconds; scrub: Milliseconds }): void {
     const never = new AbortController().signal;
     const silent = (): Promise<void> => Promise.resolve();
     const jobs = [
       {
         name: "gc",
         intervalMs: () => intervals().gc,
-        run: async () => {
-          if (!this.gc.isRunning) await this.gc.start({ dryRun: false }, silent, never);
+        start: () => {
+          if (!this.gc.isRunning) void this.gc.start({ dryRun: false }, silent, never);
+        },
+      },
+      {
+        name: "scrub",
+        intervalMs: () => intervals().scrub,
+        start: () => {
+          if (!this.scrub.isRunning) void this.scrub.start({}, silent, never);
         },
       },
     ];
@@ -60,7 +81,7 @@ export class Upkeep {
   /** Ends what runs; what it has done stays done. */
   async stop(): Promise<void> {
     this.#stop.abort();
-    await Promise.all([this.gc.stop(), this.#schedule]);
+    await Promise.all([this.gc.stop(), this.scrub.stop(), this.#schedule]);
   }
 
   async #ended(

@@ -7,7 +7,10 @@ import { writeFile } from "node:fs/promises";
 import { availableParallelism, loadavg } from "node:os";
 import { parseArgs } from "node:util";
 import { coldPullRow, fanoutRow, firstByteRow, memoryRow } from "./cold-rows.ts";
+import { gcRow } from "./gc-row.ts";
 import { Lab, missingPrograms, versionOf } from "./lab.ts";
+import { catalogRow, tagsRow } from "./listing-rows.ts";
+import { pushImageRow, pushLayerRow } from "./push-rows.ts";
 import type { Bench, Row } from "./runner.ts";
 import { startRow } from "./start-row.ts";
 import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
@@ -22,13 +25,18 @@ const ROWS: Record<string, Row> = {
   "cold-pull": coldPullRow,
   memory: memoryRow,
   start: startRow,
+  "push-layer": pushLayerRow,
+  "push-image": pushImageRow,
+  tags: tagsRow,
+  catalog: catalogRow,
+  gc: gcRow,
 };
 const PROGRAMS = ["docker-registry", "wrk"];
 const PAGE = new URL("../../docs/benchmarks.md", import.meta.url);
 
 const USAGE = `Usage: npm run bench -- [--quick] [--only NAME]... [--json FILE] [--write]
 
-  --quick      small sizes, one round, under two minutes: only what is exact is judged
+  --quick      small sizes, one round, about three minutes: only what is exact is judged
   --only NAME  one row of ${Object.keys(ROWS).join(", ")}; may be repeated
   --json FILE  write every sample
   --write      put the table into docs/benchmarks.md

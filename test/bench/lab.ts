@@ -65,7 +65,7 @@ upstreams: {docker.io: {url: "http://127.0.0.1:${upstreamPort}"}}
   }
 
   /** docker-registry at its best: descriptors in memory, no access log, errors only. With an upstream it is a pull-through mirror. */
-  async startDockerRegistry(upstreamPort?: number): Promise<Server> {
+  async startDockerRegistry(upstreamPort?: number, root?: string): Promise<Server> {
     const port = await freePort();
     const folder = await this.newFolder("docker-registry");
     const config = join(folder, "config.yml");
@@ -73,7 +73,7 @@ upstreams: {docker.io: {url: "http://127.0.0.1:${upstreamPort}"}}
       config,
       `version: 0.1
 log: {level: error, accesslog: {disabled: true}}
-storage: {cache: {blobdescriptor: inmemory}, filesystem: {rootdirectory: ${JSON.stringify(join(folder, "data"))}}}
+storage: {cache: {blobdescriptor: inmemory}, filesystem: {rootdirectory: ${JSON.stringify(root ?? join(folder, "data"))}}}
 http: {addr: "127.0.0.1:${port}"}
 ${upstreamPort === undefined ? "" : `proxy: {remoteurl: "http://127.0.0.1:${upstreamPort}"}\n`}`,
     );

@@ -35,6 +35,14 @@ export function median(samples: readonly number[]): number {
   return (low + high) / 2;
 }
 
+/** @param share such as 0.99: that part of the samples is no larger */
+export function percentile(samples: readonly number[], share: number): number {
+  const sorted = [...samples].sort((a, b) => a - b);
+  const found = sorted[Math.ceil(sorted.length * share) - 1];
+  if (found === undefined) throw new Error("a percentile of nothing");
+  return found;
+}
+
 export function verdict(met: boolean): Verdict {
   return met ? "PASS" : "MISS";
 }

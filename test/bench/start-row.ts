@@ -1,7 +1,6 @@
-import { createHash } from "node:crypto";
 import { mkdir, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { openSqlite } from "../../src/db/sqlite.ts";
+import { digestNamed, fillDatabase } from "./fill.ts";
 import { median, noisyVerdict, whole, type Bench } from "./runner.ts";
 import type { Line } from "./table.ts";
 
@@ -41,35 +40,21 @@ export async function startRow(bench: Bench): Promise<Line[]> {
 
 /** Rows of blobs and of who may reach them, and an empty file for each: recovery walks the tree. */
 async function fill(root: string): Promise<void> {
-  const hexes = Array.from({ length: BLOBS }, (_, i) => createHash("sha256").update(String(i)).digest("hex"));
-  await using db = await openSqlite(join(root, "entrepot.db"));
-  await db.transaction("lazy", async (tx) => {
-    const upstream = "docker.io";
-    for (let id = 1; id <= REPOSITORIES; id++) {
-      await tx.run("INSERT INTO repositories (id, name, upstream, created_at) VALUES (:id, :name, :upstream, 0)", {
-        id,
-        name: `docker.io/library/app-${id}`,
-        upstream,
-      });
-    }
-    for (const [i, hex] of hexes.entries()) {
-      const digest = `sha256:${hex}`;
-      await tx.run(
-        "INSERT INTO blobs (digest, size, upstream, created_at, used_at) VALUES (:digest, 1000, :upstream, 0, :i)",
-        {
-          digest,
-          upstream,
-          i,
-        },
-      );
-      const repository = 1 + (i % REPOSITORIES);
-      await tx.run("INSERT INTO repository_content (repository_id, digest) VALUES (:repository, :digest)", {
-        repository,
-        digest,
-      });
+  const digests = Array.from({ length: BLOBS }, (_, i) => digestNamed(String(i)));
+  const upstream = "docker.io";
+  fillDatabase(root, (into) => {
+    const addRepository = into("repositories (id, name, upstream, created_at)");
+    for (let id = 1; id <= REPOSITORIES; id++)
+      addRepository({ id, name: `docker.io/library/app-${id}`, upstream, created_at: 0 });
+    const addBlob = into("blobs (digest, size, upstream, created_at, used_at)");
+    const addContent = into("repository_content (repository_id, digest, linked_at)");
+    for (const [i, digest] of digests.entries()) {
+      addBlob({ digest, size: 1000, upstream, created_at: 0, used_at: i });
+      addContent({ repository_id: 1 + (i % REPOSITORIES), digest, linked_at: 0 });
     }
   });
   const old = Date.now() / 1000 - AGE_SECONDS;
+  const hexes = digests.map((digest) => digest.slice("sha256:".length));
   const folders = Map.groupBy(hexes, (hex) => join(root, "blobs", "sha256", hex.slice(0, 2)));
   for (const [folder, names] of folders) {
     await mkdir(folder, { recursive: true });

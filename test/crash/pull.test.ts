@@ -1,53 +1,21 @@
 import assert from "node:assert/strict";
-import { spawn, type ChildProcess } from "node:child_process";
-import { once } from "node:events";
 import { mkdir, mkdtemp, readdir, rm, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { test } from "node:test";
-import { fileURLToPath } from "node:url";
 import { hexOf } from "../../src/oci/digest.ts";
 import { makeImage, type ImageBlob } from "../kit/images.ts";
 import { startRegistry, until } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
 import { assertWhole, Client } from "../transfer/client.ts";
+import { startDaemon, type Daemon } from "./daemon.ts";
 
 const MIB = 1024 * 1024;
 const REPOSITORY = "library/app";
-const MAIN = fileURLToPath(new URL("../../src/main.ts", import.meta.url));
-
-interface Daemon extends AsyncDisposable {
-  readonly url: string;
-  readonly process: ChildProcess;
-  /** As a power switch does. */
-  kill(): Promise<void>;
-}
-
 /** The daemon as a process of its own. */
-async function startDaemon(root: string, upstream: Upstream, ranges: object): Promise<Daemon> {
-  const file = `${root}.yaml`;
-  const config = {
-    server: { listen: "127.0.0.1:0" },
-    log: { format: "json" },
-    storage: { root, minFree: 0 },
-    upstreams: { "docker.io": { url: upstream.url, default: true, prefetch: false, ranges } },
-  };
-  await writeFile(file, JSON.stringify(config));
-  const child = spawn(process.execPath, [MAIN, "serve", "--config", file], { stdio: ["ignore", "pipe", "inherit"] });
-  const exited = once(child, "exit");
-  const kill = async (): Promise<void> => {
-    child.kill("SIGKILL");
-    await exited;
-  };
-  for await (const line of createInterface({ input: child.stdout })) {
-    const { msg, address } = JSON.parse(line) as { msg: string; address: string };
-    if (msg !== "entrepot is ready") continue;
-    child.stdout.resume();
-    return { url: address, process: child, kill, [Symbol.asyncDispose]: kill };
-  }
-  await kill();
-  throw new Error("the daemon ended before it was ready");
+function startMirror(root: string, upstream: Upstream, ranges: object): Promise<Daemon> {
+  const config = { upstreams: { "docker.io": { url: upstream.url, default: true, prefetch: false, ranges } } };
+  return startDaemon({ root, config });
 }
 
 const ONE = { connections: 1 };
@@ -66,19 +34,23 @@ for (const [what, layerBytes, ranges] of [
       await using upstream = await startUpstream({ bytesPerSecondPerConnection: 32 * MIB });
       upstream.add(REPOSITORY, "1", image);
       const path = `/v2/${REPOSITORY}/blobs/${layer.digest}`;
+      // One connection writes byte after byte; several leave holes beyond what the file's name says.
+      let soundBytes = 0.9 * layerBytes;
       {
-        await using daemon = await startDaemon(root, upstream, ranges);
+        await using daemon = await startMirror(root, upstream, ranges);
         assert.equal((await new Client(`${daemon.url}/v2/${REPOSITORY}/manifests/1`).outcome).status, 200);
         const client = new Client(`${daemon.url}${path}`);
         await until(() => client.received > 0.9 * layerBytes, "most of it is here");
         await daemon.kill();
         assert.equal((await client.outcome).whole, false);
-        const [partial] = await readdir(join(root, "staging"));
-        assert.equal(partial, `sha256-${hexOf(layer.digest)}.part${ranges === FOUR ? "s" : ""}`);
+        const [partial = ""] = await readdir(join(root, "staging"));
+        const [, hex, holed] = /^sha256-([0-9a-f]+)\.part(?:-(\d+))?$/.exec(partial) ?? [];
+        assert.equal(hex, hexOf(layer.digest), partial);
+        if (ranges === FOUR) soundBytes = Number(holed);
       }
       upstream.resetCounters();
       {
-        await using daemon = await startDaemon(root, upstream, ONE);
+        await using daemon = await startMirror(root, upstream, ONE);
         await assertWhole(new Client(`${daemon.url}${path}`), layer);
         await until(async () => (await readdir(join(root, "staging"))).length === 0, "it is stored");
         await assertWhole(new Client(`${daemon.url}${path}`), layer);
@@ -86,8 +58,11 @@ for (const [what, layerBytes, ranges] of [
       const [only, ...others] = upstream.requests;
       assert.deepEqual(others, []);
       const [, first] = /^bytes=(\d+)-$/.exec(only?.headers.range ?? "") ?? [];
-      // What a parallel download leaves may have holes in its last 128 MiB.
-      assert.ok(Number(first) >= (ranges === FOUR ? 10 * MIB : 0.9 * layerBytes - 1), `resumed at ${first}`);
+      // A range must not be empty: it begins with the last byte that is here.
+      assert.ok(
+        soundBytes > MIB && Number(first) >= soundBytes - 1,
+        `resumed at ${first}, ${soundBytes} bytes were sound`,
+      );
     } finally {
       await rm(folder, { recursive: true, force: true });
     }

@@ -45,6 +45,16 @@ test("transactions run one after the other, and readers see only what is committ
   assert.deepEqual(await names(db), ["a", "b", "c"]);
 });
 
+test("nobody else waits for the disk on behalf of a durable transaction", async () => {
+  await using db = await openSqlite(newFile());
+  const ended: string[] = [];
+  const work = (durability: "durable" | "lazy", name: string) =>
+    db.transaction(durability, (tx) => tx.run(ADD, { name })).then(() => ended.push(name));
+  await Promise.all([work("durable", "durable"), work("lazy", "lazy")]);
+  assert.deepEqual(ended, ["lazy", "durable"]);
+  assert.deepEqual(await names(db), ["durable", "lazy"], "committed in the order of their asking");
+});
+
 test("a transaction that fails leaves nothing, and the next one is not harmed", async () => {
   await using db = await openSqlite(newFile());
   const failed = db.transaction("durable", async (tx) => {
@@ -65,14 +75,16 @@ test("a transaction that fails leaves nothing, and the next one is not harmed", 
 test("what was begun is committed before the database closes", async () => {
   const file = newFile();
   const db = await openSqlite(file);
-  const pending = db.transaction("lazy", async (tx) => {
-    await turn();
-    await tx.run(ADD, { name: "a" });
-  });
+  const pending = (["lazy", "durable"] as const).map((durability) =>
+    db.transaction(durability, async (tx) => {
+      await turn();
+      await tx.run(ADD, { name: durability });
+    }),
+  );
   await db[Symbol.asyncDispose]();
-  await pending;
+  await Promise.all(pending);
   await using again = await openSqlite(file);
-  assert.deepEqual(await names(again), ["a"]);
+  assert.deepEqual(await names(again), ["lazy", "durable"]);
 });
 
 test("a database of a newer release is refused, and stays as it was", async () => {

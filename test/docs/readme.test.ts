@@ -60,7 +60,9 @@ function rowOf({ path, schema, itemKeys }: Key): string {
 test("the README's table has every key of the configuration, with its default, unit and meaning", () => {
   const rows = keysOf(configJsonSchema()).map(rowOf);
   assert.ok(rows.length > 40, "the schema was not read");
-  const written = README.split("\n").filter((line) => /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub)\./.test(line));
+  const written = README.split("\n").filter((line) =>
+    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub)\./.test(line),
+  );
   assert.deepEqual(written, rows);
 });
 

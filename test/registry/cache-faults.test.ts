@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { open, rm, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
+import { setImmediate as turn } from "node:timers/promises";
 import Sqlite from "better-sqlite3";
 import { makeImage, type Image } from "../kit/images.ts";
 import { startRegistry, type TestRegistry } from "../kit/registry.ts";
@@ -70,6 +71,8 @@ test("a pull goes on while somebody else holds the database's lock", async () =>
   upstream.add("library/app", "1", image);
   await using mirror = await startRegistry({ upstreams: { "docker.io": upstream } });
   const other = new Sqlite(join(mirror.root, "entrepot.db"));
+  // A transaction of this process that is half done could not end while this waits for it.
+  await turn();
   other.exec("BEGIN EXCLUSIVE");
   await mirror.pullBlob("library/app", large.digest);
   await mirror.until(async () => (await mirror.metric("entrepot_cache_errors_total")) === 1, "the write was given up");

@@ -1,0 +1,107 @@
+import { PassThrough } from "node:stream";
+import { openStoredContent } from "../app.ts";
+import { createLog } from "../base/log.ts";
+import { loadConfig } from "../config/load.ts";
+import type { Tell } from "../upkeep/job.ts";
+import type { Upkeep } from "../upkeep/upkeep.ts";
+import { Daemon, localAddress, LostDaemon, NoDaemon } from "./daemon.ts";
+import { barText, bytesText, cut } from "./format.ts";
+import { FAILED, UsageError, type CommandIo } from "./io.ts";
+import type { Terminal } from "./terminal.ts";
+
+/** A job that a command asks for: of the running daemon or, where none runs, on the storage itself. */
+export interface Asked<Event> {
+  path: string;
+  body: object;
+  /** The same without a daemon. */
+  start: (upkeep: Upkeep, tell: Tell<Event>, signal: AbortSignal) => Promise<void>;
+}
+
+export interface Where {
+  server?: string | undefined;
+  config?: string | undefined;
+}
+
+/** What `--server` and `--config` mean to these commands. */
+export const WHERE = `  --server URL           the daemon: http://host:port or unix:/path (default: server.listen of the configuration)
+  --config FILE          the configuration that tells where the daemon listens, and where the storage is if none runs
+`;
+
+/**
+ * Runs a job to its end.
+ * @param watch is told of every event, the last one included
+ * @returns the exit status that the last event means
+ * @throws Error naming cause and remedy: the daemon refuses or goes away, the storage is in use
+ */
+export async function runJob<Event extends { type: string }>(
+  { server, config: file }: Where,
+  io: CommandIo,
+  asked: Asked<Event>,
+  watch: (event: Event) => number,
+): Promise<number> {
+  if (server !== undefined) {
+    await using daemon = new Daemon(server);
+    return await runByDaemon(daemon, asked, watch);
+  }
+  const { config } = await loadConfig({ file, env: io.env });
+  let reason: string;
+  try {
+    await using daemon = new Daemon(localAddress(config.server.listen));
+    return await runByDaemon(daemon, asked, watch);
+  } catch (error) {
+    // Without a port in the configuration, its lock tells whether a daemon runs.
+    if (!(error instanceof NoDaemon || error instanceof UsageError)) throw error;
+    reason = error.message;
+  }
+  const log = await createLog({ level: "silent", format: "json", destination: new PassThrough() });
+  // The timers of jobs keep no process alive.
+  const alive = setInterval(() => undefined, 60_000);
+  let status = FAILED;
+  try {
+    await using stored = await openStoredContent(config, { log }).catch((cause: unknown) => {
+      throw new Error(`${(cause as Error).message}\n(${reason})`, { cause });
+    });
+    const tell = async (event: Event): Promise<void> => {
+      status = watch(event);
+    };
+    await asked.start(stored.upkeep, tell, new AbortController().signal);
+  } finally {
+    clearInterval(alive);
+  }
+  return status;
+}
+
+async function runByDaemon<Event extends { type: string }>(
+  daemon: Daemon,
+  { path, body }: Asked<Event>,
+  watch: (event: Event) => number,
+): Promise<number> {
+  let last: string | undefined;
+  let status = FAILED;
+  for await (const event of await daemon.events<Event>(path, body)) {
+    last = event.type;
+    status = watch(event);
+  }
+  if (last !== "done" && last !== "failed") throw new LostDaemon(daemon.address);
+  return status;
+}
+
+/** Shows how far a phase is: its name, a bar, its share and what else there is to say. */
+export function showProgress(
+  terminal: Terminal,
+  { scanned, total, bytes }: { scanned: number; total: number; bytes: number },
+  title: string,
+  verb: string,
+): void {
+  const share = total === 0 ? 1 : scanned / total;
+  const facts = `${Math.floor(share * 100)}%`.padStart(4) + `  ${bytesText(bytes)} ${verb}`;
+  terminal.show(
+    (width) => [cut(title, width), `${barText(share, Math.min(40, width - facts.length - 1))} ${facts}`],
+    () => `${title}: ${scanned} of about ${total}, ${bytesText(bytes)} ${verb}`,
+  );
+}
+
+/** `1 blob`, `12 blobs`. */
+export function countText(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
+}

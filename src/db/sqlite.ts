@@ -149,6 +149,8 @@ export async function openSqlite(file: string): Promise<Database> {
     // What was moved is written over; the file shrinks back to this when that begins.
     writer.pragma("journal_size_limit = 1048576");
     migrate(writer, file);
+    // 8 MiB of pages: garbage collection touches pages all over the database.
+    writer.pragma("cache_size = -8192");
     writer.pragma("busy_timeout = 0");
     const reader = new Sqlite(file, { readonly: true });
     reader.pragma("mmap_size = 268435456");

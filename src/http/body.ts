@@ -4,6 +4,8 @@ import { ClientGone, type ProgressRule } from "./send.ts";
 
 /** So much of a body waits in memory for its reader; then the client waits. */
 const QUEUE_BYTES = 1024 * 1024;
+/** The reader is woken for so much, or for the end: for each chunk of 32 KiB it would cost a tenth of a large push. */
+const WAKE_BYTES = 128 * 1024;
 
 /**
  * The body of a request at the reader's pace. A client that sends less than the rule wants, while the reader waits for it, is cut.
@@ -34,7 +36,7 @@ export async function* bodyOf(
     queued += chunk.length;
     received += chunk.length;
     if (queued >= QUEUE_BYTES) request.pause();
-    wake?.();
+    if (queued >= WAKE_BYTES) wake?.();
   };
   const onEnd = (): void => {
     ended = true;

@@ -10,7 +10,7 @@ import {
   writev as writevFd,
   type Stats,
 } from "node:fs";
-import { mkdir, open, readdir, rename, rm, stat, statfs, truncate } from "node:fs/promises";
+import { mkdir, open, readdir, rename, rm, stat, statfs, truncate, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
 import { algorithmOf, hexOf, isDigest, type Digest } from "../oci/digest.ts";
@@ -220,7 +220,9 @@ export class FileBlobStore implements BlobStore {
   }
 
   async remove(digest: Digest): Promise<void> {
-    await rm(this.#path(digest), { force: true });
+    await unlink(this.#path(digest)).catch((error: unknown) => {
+      if (codeOf(error) !== "ENOENT") throw error;
+    });
   }
 
   async quarantine(digest: Digest): Promise<void> {

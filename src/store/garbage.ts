@@ -29,7 +29,7 @@ export interface Terms {
 }
 
 /** So many removals a turn of the event loop: each changes pages all over the database. */
-const REMOVALS_PER_TURN = 10;
+const REMOVALS_PER_TURN = 5;
 
 const BLOB_KEYS = "SELECT digest FROM blobs WHERE digest > :after ORDER BY digest LIMIT :rows";
 const MANIFEST_KEYS = "SELECT digest FROM manifests WHERE digest > :after ORDER BY digest LIMIT :rows";

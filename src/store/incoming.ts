@@ -11,7 +11,7 @@ export interface Room {
 }
 
 /** One write takes so much: larger ones cost memory, smaller ones processor time. */
-const BATCH_BYTES = 1024 * 1024;
+const BATCH_BYTES = 512 * 1024;
 const ROOM_STEP_BYTES = 64 * 1024 * 1024;
 const FLUSH_BYTES = 32 * 1024 * 1024;
 /** Re-hashing yields to the event loop after so much. */
@@ -161,6 +161,8 @@ export class Incoming {
         if (next.done === true) break;
         receivedBytes += next.value.length;
         if (lengthBytes !== undefined && receivedBytes > lengthBytes) throw wrongSize(lengthBytes, receivedBytes);
+        // Now, while the processor has it at hand.
+        this.#running?.hash.update(next.value);
         batch.push(next.value);
         batchBytes += next.value.length;
         if (batchBytes >= BATCH_BYTES) await put();
@@ -200,10 +202,7 @@ export class Incoming {
   /** Never rejects: a fault is kept, and ends the waiting for the body. */
   async #write(buffers: readonly Buffer[], bytes: Bytes): Promise<void> {
     const written = this.#staged.write(buffers, this.#sizeBytes);
-    if (this.#running) {
-      for (const buffer of buffers) this.#running.hash.update(buffer);
-      this.#running.sizeBytes += bytes;
-    }
+    if (this.#running) this.#running.sizeBytes += bytes;
     this.#sizeBytes += bytes;
     try {
       await written;

@@ -44,7 +44,7 @@ export interface GcDeps extends RemovalDeps {
 }
 
 /** So many go at a time: one transaction, one sync of the disk. */
-const GROUP = 100;
+const GROUP = 50;
 const TELL_EVERY_MS: Milliseconds = 250;
 /** A dry run names so many contents. */
 const MOST_NAMED = 1000;

@@ -1,13 +1,15 @@
 import type { Clock, Milliseconds } from "../base/clock.ts";
 
 /** What one step may hold the event loop for. */
-const STEP_MS: Milliseconds = 1;
+const STEP_MS: Milliseconds = 0.5;
+/** After a step, the event loop is left to others for so many times as long. */
+const REST = 3;
 const FIRST_ROWS = 50;
 const MOST_ROWS = 1000;
 
 /**
- * Work over many rows beside pulls: in steps of about a millisecond, however fast the machine, after each of which the event loop is left to
- * others for as long as it took.
+ * Work over many rows beside pulls: in steps of about half a millisecond, however fast the machine, after each of which the event loop is
+ * left to others for three times as long.
  */
 export class Steps {
   readonly #clock: Clock;
@@ -27,7 +29,7 @@ export class Steps {
     const tookMs = performance.now() - startedAtMs;
     const fitting = Math.round((rows * STEP_MS) / Math.max(tookMs, 0.01));
     this.#rows = Math.max(1, Math.min(fitting, 2 * rows, MOST_ROWS));
-    await this.#clock.sleep(tookMs, this.#signal);
+    await this.#clock.sleep(REST * tookMs, this.#signal);
     return result;
   }
 

@@ -11,7 +11,7 @@ export interface Room {
 }
 
 /** One write takes so much: larger ones cost memory, smaller ones processor time. */
-const BATCH_BYTES = 512 * 1024;
+const BATCH_BYTES = 1024 * 1024;
 const ROOM_STEP_BYTES = 64 * 1024 * 1024;
 const FLUSH_BYTES = 32 * 1024 * 1024;
 /** Re-hashing yields to the event loop after so much. */

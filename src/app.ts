@@ -194,7 +194,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     checks: () => check({ db, blobs, upstreams, minFree: running.storage.minFree, stopping }),
     home: { publicUrl: config.server.publicUrl, upstreams: Object.keys(config.upstreams), version: VERSION },
   });
-  const api = apiRoutes({ warming, upkeep });
+  const api = apiRoutes({ warming, upkeep, progress: config.server.progress });
   const search = searchRoutes({ registry });
   const server = new HttpServer({
     config: config.server,

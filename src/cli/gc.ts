@@ -44,19 +44,13 @@ export function runGc(args: string[], io: CommandIo): Promise<number> {
         body: { dryRun },
         start: (upkeep, tell, signal) => upkeep.gc.start({ dryRun }, tell, signal),
       },
-      values.json ? passOn(io) : show(io),
+      show(io),
+      ({ type }) => (type === "failed" ? FAILED : DONE),
     );
   });
 }
 
-function passOn(io: CommandIo): (event: Told) => number {
-  return (event) => {
-    io.stdout.write(`${JSON.stringify(event)}\n`);
-    return event.type === "failed" ? FAILED : DONE;
-  };
-}
-
-function show(io: CommandIo): (event: Told) => number {
+function show(io: CommandIo): (event: Told) => void {
   const terminal = new Terminal(io.stdout);
   const print = (line: string): void => {
     terminal.clear();
@@ -71,7 +65,6 @@ function show(io: CommandIo): (event: Told) => number {
       print(`${terminal.paint("green", "✓")} ${summary(event)}`);
       if (event.clockGainedMs > 0) print(`${terminal.paint("yellow", "!")} ${clockWarning(event.clockGainedMs)}`);
     }
-    return event.type === "failed" ? FAILED : DONE;
   };
 }
 

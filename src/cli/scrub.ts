@@ -46,7 +46,8 @@ export function runScrub(args: string[], io: CommandIo): Promise<number> {
         body: { bandwidth },
         start: (upkeep, tell, signal) => upkeep.scrub.start({ bandwidth }, tell, signal),
       },
-      values.json ? passOn(io) : show(io),
+      show(io),
+      statusOf,
     );
   });
 }
@@ -56,14 +57,7 @@ function statusOf(event: Told): number {
   return event.type === "done" && event.findings > event.repaired ? FAILED : DONE;
 }
 
-function passOn(io: CommandIo): (event: Told) => number {
-  return (event) => {
-    io.stdout.write(`${JSON.stringify(event)}\n`);
-    return statusOf(event);
-  };
-}
-
-function show(io: CommandIo): (event: Told) => number {
+function show(io: CommandIo): (event: Told) => void {
   const terminal = new Terminal(io.stdout);
   const print = (color: "red" | "green" | "yellow", sign: string, line: string): void => {
     terminal.clear();
@@ -76,7 +70,6 @@ function show(io: CommandIo): (event: Told) => number {
     else if (event.type === "failed") print("red", "✗", event.message);
     else if (statusOf(event) === DONE) print("green", "✓", summary(event));
     else print("red", "✗", summary(event));
-    return statusOf(event);
   };
 }
 

@@ -20,6 +20,8 @@ export interface Asked<Event> {
 export interface Where {
   server?: string | undefined;
   config?: string | undefined;
+  /** Passes the events on instead of showing them. */
+  json: boolean;
 }
 
 /** What `--server` and `--config` mean to these commands. */
@@ -29,16 +31,23 @@ export const WHERE = `  --server URL           the daemon: http://host:port or u
 
 /**
  * Runs a job to its end.
- * @param watch is told of every event, the last one included
- * @returns the exit status that the last event means
+ * @param show is told of every event, the last one included
+ * @param statusOf the exit status that an event means, if it is the last
+ * @returns that of the last one
  * @throws Error naming cause and remedy: the daemon refuses or goes away, the storage is in use
  */
 export async function runJob<Event extends { type: string }>(
-  { server, config: file }: Where,
+  { server, config: file, json }: Where,
   io: CommandIo,
   asked: Asked<Event>,
-  watch: (event: Event) => number,
+  show: (event: Event) => void,
+  statusOf: (event: Event) => number,
 ): Promise<number> {
+  const watch = (event: Event): number => {
+    if (json) io.stdout.write(`${JSON.stringify(event)}\n`);
+    else show(event);
+    return statusOf(event);
+  };
   if (server !== undefined) {
     await using daemon = new Daemon(server);
     return await runByDaemon(daemon, asked, watch);

@@ -7,6 +7,8 @@ import { RegistryError } from "../oci/errors.ts";
 import type { Warming } from "../registry/warm.ts";
 import type { Tell } from "../upkeep/job.ts";
 import type { Upkeep } from "../upkeep/upkeep.ts";
+import { readBody } from "./body.ts";
+import type { ProgressRule } from "./send.ts";
 
 const MAX_BODY_BYTES = 1024 * 1024;
 
@@ -21,22 +23,28 @@ const warmBody = z.strictObject({
 const gcBody = z.strictObject({ dryRun: z.boolean().default(false) });
 const scrubBody = z.strictObject({ bandwidth: z.int().positive().optional() });
 
+export interface ApiDeps {
+  warming: Warming;
+  upkeep: Upkeep;
+  progress: ProgressRule;
+}
+
 /** The JSON API under /api/v1. What takes long answers one JSON object a line while it works. */
-export function apiRoutes({ warming, upkeep }: { warming: Warming; upkeep: Upkeep }): Koa.Middleware {
+export function apiRoutes({ warming, upkeep, progress }: ApiDeps): Koa.Middleware {
   const router = new Router({ prefix: "/api/v1" });
 
   router.post("/warm", async (ctx) => {
-    const { images, platforms } = parseBody(warmBody, await readJson(ctx.req));
+    const { images, platforms } = parseBody(warmBody, await readJson(ctx.req, progress));
     await tellEvents(ctx, (tell, signal) => warming.run(images, platforms, tell, signal));
   });
 
   router.post("/gc", async (ctx) => {
-    const { dryRun } = parseBody(gcBody, await readJson(ctx.req));
+    const { dryRun } = parseBody(gcBody, await readJson(ctx.req, progress));
     await tellEvents(ctx, (tell, signal) => upkeep.gc.start({ dryRun }, tell, signal));
   });
 
   router.post("/scrub", async (ctx) => {
-    const { bandwidth } = parseBody(scrubBody, await readJson(ctx.req));
+    const { bandwidth } = parseBody(scrubBody, await readJson(ctx.req, progress));
     await tellEvents(ctx, (tell, signal) => upkeep.scrub.start({ bandwidth }, tell, signal));
   });
 
@@ -80,22 +88,19 @@ function parseBody<T>(schema: z.ZodType<T>, body: unknown): T {
   throw new RegistryError("UNSUPPORTED", faults.join("; "), { status: 400 });
 }
 
-async function readJson(request: IncomingMessage): Promise<unknown> {
+async function readJson(request: IncomingMessage, progress: ProgressRule): Promise<unknown> {
   // A page of another origin can send a form's types without asking; it can't send this one.
   if (!/^application\/json\b/.test(request.headers["content-type"] ?? "")) {
     throw new RegistryError("UNSUPPORTED", "send application/json", { status: 415 });
   }
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  // Leaving the loop must not close the connection: it is still to be told why.
-  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > MAX_BODY_BYTES)
-      throw new RegistryError("SIZE_INVALID", `the body is larger than ${MAX_BODY_BYTES} bytes`, { status: 413 });
-    chunks.push(chunk);
-  }
+  const bytes = await readBody(
+    request,
+    MAX_BODY_BYTES,
+    progress,
+    () => new RegistryError("SIZE_INVALID", `the body is larger than ${MAX_BODY_BYTES} bytes`, { status: 413 }),
+  );
   try {
-    return JSON.parse(Buffer.concat(chunks).toString("utf8"));
+    return JSON.parse(bytes.toString("utf8"));
   } catch (cause) {
     throw new RegistryError("UNSUPPORTED", "the body is not JSON", { status: 400, cause });
   }

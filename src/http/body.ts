@@ -81,8 +81,8 @@ export async function readBody(
   request: IncomingMessage,
   maxBytes: number,
   rule: ProgressRule,
-  taken: (bytes: number) => void,
   tooLarge: () => RegistryError,
+  taken: (bytes: number) => void = () => undefined,
 ): Promise<Buffer> {
   if (Number(request.headers["content-length"] ?? 0) > maxBytes) throw tooLarge();
   const chunks: Buffer[] = [];

@@ -183,11 +183,11 @@ export class Push {
       request,
       MAX_MANIFEST_BYTES,
       this.#deps.progress,
-      (taken) => exchange.note({ bytes: taken }),
       () =>
         new RegistryError("MANIFEST_INVALID", `the manifest is larger than ${MAX_MANIFEST_BYTES} bytes`, {
           status: 413,
         }),
+      (taken) => exchange.note({ bytes: taken }),
     );
     const { digest, subject } = await this.#deps.hosted.pushManifest(located, reference, {
       bytes,

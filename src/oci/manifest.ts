@@ -132,6 +132,11 @@ export function parseManifest(bytes: Uint8Array, contentType: string | undefined
   };
 }
 
+/** The blobs that an image is made of, but for foreign layers: those are the clients' own affair. */
+export function ownBlobs({ config, layers }: Manifest): Descriptor[] {
+  return [...(config ? [config] : []), ...layers].filter(({ foreign }) => !foreign);
+}
+
 function invalid(reason: string, cause?: unknown): RegistryError {
   return new RegistryError("MANIFEST_INVALID", `the manifest is not valid: ${reason}`, { cause });
 }

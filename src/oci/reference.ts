@@ -1,5 +1,5 @@
 import { RegistryError } from "./errors.ts";
-import { isDigest, type Digest } from "./digest.ts";
+import { algorithmOf, hexOf, isDigest, type Digest } from "./digest.ts";
 
 /** A repository's name within the grammar of the OCI distribution-spec, at most 255 characters. */
 export type RepositoryName = string & { readonly __brand: "RepositoryName" };
@@ -28,6 +28,14 @@ export function parseRepositoryName(text: string): RepositoryName {
     "NAME_INVALID",
     `"${text.slice(0, 300)}" is not a repository name: components of a-z, 0-9 and single . _ - between them, joined by /, at most ${MAX_NAME} characters`,
   );
+}
+
+/**
+ * The tag under which clients keep an index of what refers to a digest, for registries without the referrers API.
+ * Source: OCI distribution-spec, "Referrers Tag Schema": at most 64 of the hex digits
+ */
+export function referrersTag(subject: Digest): Tag {
+  return `${algorithmOf(subject)}-${hexOf(subject).slice(0, 64)}` as Tag;
 }
 
 export function isTag(text: string): text is Tag {

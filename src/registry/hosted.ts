@@ -1,10 +1,10 @@
 import { setImmediate as turn } from "node:timers/promises";
 import type { Clock } from "../base/clock.ts";
 import type { Config } from "../config/schema.ts";
-import { algorithmOf, digestOf, hexOf, isDigest, type Digest, type DigestAlgorithm } from "../oci/digest.ts";
+import { algorithmOf, digestOf, isDigest, type Digest, type DigestAlgorithm } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
-import { bareMediaType, isManifestType, parseManifest, type Manifest } from "../oci/manifest.ts";
-import { type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
+import { bareMediaType, isManifestType, ownBlobs, parseManifest, type Manifest } from "../oci/manifest.ts";
+import { referrersTag, type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
 import { BlobFault, type BlobStore } from "../store/blobs.ts";
 import { newManifest, type Catalog, type Ledger, type StoredBlob } from "../store/catalog.ts";
 import {
@@ -163,8 +163,7 @@ export class HostedRepositories {
     repository: RepositoryName,
     subject: Digest,
   ): Promise<(Record<string, unknown> & { digest: string })[]> {
-    const tag = `${algorithmOf(subject)}-${hexOf(subject).slice(0, 64)}` as Tag;
-    const found = await this.#deps.catalog.findTag(repository, tag);
+    const found = await this.#deps.catalog.findTag(repository, referrersTag(subject));
     if (!found) return [];
     const bytes = await this.#read(repository, found.digest);
     const { manifests } = JSON.parse(bytes.toString("utf8")) as { manifests?: { digest: string }[] };
@@ -442,12 +441,11 @@ function checkType({ mediaType }: Manifest, contentType: string | undefined): vo
   }
 }
 
-function requiredBy({ config, layers, manifests }: Manifest): { blobs: Digest[]; manifests: Digest[] } {
-  const own = [...(config ? [config] : []), ...layers].filter(({ foreign }) => !foreign);
+function requiredBy(manifest: Manifest): { blobs: Digest[]; manifests: Digest[] } {
   const unique = (digests: Digest[]): Digest[] => [...new Set(digests)];
   return {
-    blobs: unique(own.map(({ digest }) => digest)),
-    manifests: unique(manifests.map(({ digest }) => digest)),
+    blobs: unique(ownBlobs(manifest).map(({ digest }) => digest)),
+    manifests: unique(manifest.manifests.map(({ digest }) => digest)),
   };
 }
 

@@ -1,9 +1,9 @@
 import PQueue from "p-queue";
 import type { CacheKind, CacheResult } from "../base/metrics.ts";
-import { algorithmOf, hexOf, type Digest } from "../oci/digest.ts";
+import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
-import { parseManifest, type Descriptor, type Manifest, type Platform } from "../oci/manifest.ts";
-import { isTag, type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
+import { ownBlobs, parseManifest, type Platform } from "../oci/manifest.ts";
+import { isTag, referrersTag, type Reference, type RepositoryName } from "../oci/reference.ts";
 import type { BlobSource } from "../transfer/source.ts";
 import { toRegistryError, type BlobAnswer, type ListAnswer, type ManifestAnswer } from "./answers.ts";
 import { CachedBlobs, type BlobDeps } from "./cached-blobs.ts";
@@ -125,11 +125,9 @@ export class Mirror implements AsyncDisposable {
     return { ...listed, items: (items ?? []) as Record<string, unknown>[] };
   }
 
-  /** Source: OCI distribution-spec, "Referrers Tag Schema": at most 64 of the hex digits */
   async #fallbackReferrers(located: Cached, digest: Digest): Promise<Asked> {
-    const tag = `${algorithmOf(digest)}-${hexOf(digest).slice(0, 64)}` as Tag;
     try {
-      const { bytes, warning } = await this.manifest(located, tag, false);
+      const { bytes, warning } = await this.manifest(located, referrersTag(digest), false);
       const index = JSON.parse(bytes?.toString("utf8") ?? "{}") as { manifests?: unknown[] };
       return { items: index.manifests ?? [], warning };
     } catch (error) {
@@ -239,9 +237,4 @@ export class Mirror implements AsyncDisposable {
     this.#prefetches.clear();
     await Promise.all([this.#manifests.idle(), this.#listings.idle()]);
   }
-}
-
-/** What an image is made of, but for foreign layers: those are the clients' own affair. */
-function ownBlobs({ config, layers }: Manifest): Descriptor[] {
-  return [...(config ? [config] : []), ...layers].filter(({ foreign }) => !foreign);
 }

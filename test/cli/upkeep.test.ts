@@ -11,7 +11,7 @@ import { makeImage, type Image } from "../kit/images.ts";
 import { startRegistry, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
 import { layerOf } from "../registry/clients.ts";
-import { aMomentLater, pushBlob, pushImage, select, send } from "../upkeep/hosted.ts";
+import { aMomentLater, pushBlob, pushImage, select, send } from "../kit/hosted.ts";
 import { place, run, serve, type Place } from "./processes.ts";
 
 const image = makeImage({ layers: [30_000] });

@@ -4,7 +4,7 @@ import { digestOf } from "../../src/oci/digest.ts";
 import { makeImage, virtualBlob } from "../kit/images.ts";
 import { startRegistry, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
-import { pushBlob, pushManifest, send } from "../upkeep/hosted.ts";
+import { pushBlob, pushManifest, send } from "../kit/hosted.ts";
 import { errorOf } from "../registry/clients.ts";
 import { connectTo } from "./raw.ts";
 

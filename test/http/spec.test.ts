@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { digestOf, type DigestAlgorithm } from "../../src/oci/digest.ts";
 import { MAX_MANIFEST_BYTES, MEDIA_TYPES } from "../../src/oci/manifest.ts";
+import { send } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, makeIndex, type Image, type Published } from "../kit/images.ts";
 import { startRegistry, type Answer, type RegistryOptions, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
@@ -32,17 +33,6 @@ const absent = digestOf(Buffer.from("nobody pushed this"));
 /** A registry that hosts the namespace `team`. */
 function startHosted(hosted: Record<string, unknown> = {}): Promise<TestRegistry> {
   return startRegistry({ config: { hosted: { namespaces: ["team"], ...hosted } } });
-}
-
-async function send(
-  registry: TestRegistry,
-  status: number,
-  ...request: Parameters<TestRegistry["send"]>
-): Promise<Answer> {
-  const answer = await registry.send(...request);
-  const text = answer.bytes.subarray(0, 500).toString("utf8");
-  assert.equal(answer.status, status, `${request[0]} ${request[1]}: ${text}`);
-  return answer;
 }
 
 async function startUpload(registry: TestRegistry, repository: string, query = ""): Promise<string> {

@@ -5,7 +5,7 @@ import { hexOf, type Digest } from "../../src/oci/digest.ts";
 import { MAX_ENTRY_BYTES } from "../../src/store/memory.ts";
 import { makeImage } from "../kit/images.ts";
 import { startRegistry, type RegistryOptions, type TestRegistry } from "../kit/registry.ts";
-import { change, pushBlob, pushImage, pushManifest, send } from "../upkeep/hosted.ts";
+import { change, pushBlob, pushImage, pushManifest, send } from "../kit/hosted.ts";
 import { connectTo } from "../http/raw.ts";
 import { DAY, errorOf, layerOf, MovingClock } from "./clients.ts";
 

@@ -5,7 +5,7 @@ import { MAX_MANIFEST_BYTES, MEDIA_TYPES } from "../../src/oci/manifest.ts";
 import { makeImage, makeIndex, type Image, type Published } from "../kit/images.ts";
 import { startRegistry, type Answer, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
-import { pushBlob, pushImage, pushManifest, select, send } from "../upkeep/hosted.ts";
+import { pushBlob, pushImage, pushManifest, select, send } from "../kit/hosted.ts";
 import { errorOf, jsonOf, layerOf, published } from "./clients.ts";
 
 const [one, two, three] = ["1", "2", "3"].map((seed) => makeImage({ layers: [100], seed })) as [Image, Image, Image];
@@ -279,20 +279,25 @@ test("a manifest with two meanings, or of a type that is none, is refused", asyn
 
 test("a manifest of 100,000 layers is refused without taking up memory; one of 4 MiB is taken, a byte more is not", async () => {
   await using registry = await start();
-  const image = (layers: unknown[]): string =>
-    JSON.stringify({ schemaVersion: 2, mediaType: MEDIA_TYPES.ociImage, layers });
+  // Encoded once: what the client makes anew for each request would count as the daemon's memory.
+  const image = (layers: unknown[]): Buffer =>
+    Buffer.from(JSON.stringify({ schemaVersion: 2, mediaType: MEDIA_TYPES.ociImage, layers }));
   const headers = { "content-type": MEDIA_TYPES.ociImage };
   const path = "/v2/team/app/manifests/v1";
   const descriptor = { mediaType: "a/b", digest: absent, size: 1 };
   const heavy = image(Array.from({ length: 100_000 }, () => descriptor));
   const light = image(Array.from({ length: 100_000 }, () => ({ digest: "x" })));
   assert.ok(heavy.length > MAX_MANIFEST_BYTES && light.length < MAX_MANIFEST_BYTES);
-  await send(registry, 400, "PUT", path, headers, light);
+  const refuse = async (rounds: number): Promise<void> => {
+    for (let round = 0; round < rounds; round++) {
+      await send(registry, 413, "PUT", path, headers, heavy);
+      await send(registry, 400, "PUT", path, headers, light);
+    }
+  };
+  // The first ones let the heap grow to what such a body takes once.
+  await refuse(5);
   const before = process.memoryUsage.rss();
-  for (let round = 0; round < 20; round++) {
-    await send(registry, 413, "PUT", path, headers, heavy);
-    await send(registry, 400, "PUT", path, headers, light);
-  }
+  await refuse(20);
   assert.ok(process.memoryUsage.rss() - before < 150 * 2 ** 20, `${process.memoryUsage.rss() - before} bytes more`);
   const padding = (bytes: number): Published => {
     const without = indexOf({ annotations: { padding: "" } }).manifest.byteLength;

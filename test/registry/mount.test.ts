@@ -5,7 +5,7 @@ import { hexOf } from "../../src/oci/digest.ts";
 import { makeImage } from "../kit/images.ts";
 import { startRegistry, type Answer, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
-import { pushBlob, pushImage, select, send } from "../upkeep/hosted.ts";
+import { pushBlob, pushImage, select, send } from "../kit/hosted.ts";
 import { errorOf, layerOf } from "./clients.ts";
 
 const image = makeImage({ layers: [300_000, 2000], seed: "mounted" });

@@ -4,7 +4,7 @@ import { digestOf } from "../../src/oci/digest.ts";
 import { makeImage } from "../kit/images.ts";
 import { startRegistry, type RegistryOptions, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
-import { pushBlob, pushImage, select, send } from "../upkeep/hosted.ts";
+import { pushBlob, pushImage, select, send } from "../kit/hosted.ts";
 import { errorOf, layerOf } from "./clients.ts";
 
 const image = makeImage({ layers: [100] });

@@ -5,7 +5,7 @@ import type { RepositoryName, Tag } from "../../src/oci/reference.ts";
 import { immutableTags } from "../../src/registry/policy.ts";
 import { makeImage, makeIndex, type Image } from "../kit/images.ts";
 import { startRegistry, type Answer, type TestRegistry } from "../kit/registry.ts";
-import { pushBlob, pushImage, pushManifest, send } from "../upkeep/hosted.ts";
+import { pushBlob, pushImage, pushManifest, send } from "../kit/hosted.ts";
 import { errorOf } from "./clients.ts";
 
 const [one, two] = ["1", "2"].map((seed) => makeImage({ layers: [100], seed })) as [Image, Image];

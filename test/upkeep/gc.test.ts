@@ -23,7 +23,7 @@ import { connectTo } from "../http/raw.ts";
 import { startRegistry, until, type Answer, type RegistryOptions, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
 import { DAY, jsonOf, layerOf, MINUTE, MovingClock, published } from "../registry/clients.ts";
-import { aMomentLater, has, isStored, job, pushBlob, pushImage, pushManifest, select, send } from "./hosted.ts";
+import { aMomentLater, has, isStored, job, pushBlob, pushImage, pushManifest, select, send } from "../kit/hosted.ts";
 
 function startHosted(gc: Record<string, unknown> = {}, options: RegistryOptions = {}): Promise<TestRegistry> {
   return startRegistry({

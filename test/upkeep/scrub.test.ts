@@ -8,7 +8,7 @@ import { contentOf, makeImage, type Image, type ImageBlob } from "../kit/images.
 import { startRegistry, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
 import { layerOf } from "../registry/clients.ts";
-import { change, has, job, pushBlob, pushImage, pushManifest, select, send } from "./hosted.ts";
+import { change, has, job, pushBlob, pushImage, pushManifest, select, send } from "../kit/hosted.ts";
 
 interface Finding {
   kind: string;

@@ -35,5 +35,4 @@ function check(root: string): DatabaseState {
   }
 }
 
-// oxlint-disable-next-line unicorn/require-post-message-target-origin -- a thread's port, no window
-parentPort?.postMessage(check((workerData as { root: string }).root));
+parentPort?.postMessage(check((workerData as { root: string }).root), []);

@@ -2,8 +2,8 @@ import assert from "node:assert/strict";
 import Sqlite from "better-sqlite3";
 import { join } from "node:path";
 import { digestOf, hexOf, type Digest } from "../../src/oci/digest.ts";
-import type { Content, Image, Published } from "../kit/images.ts";
-import { until, type Answer, type TestRegistry } from "../kit/registry.ts";
+import type { Content, Image, Published } from "./images.ts";
+import { until, type Answer, type TestRegistry } from "./registry.ts";
 
 /** Sends a request. @throws AssertionError where the answer has another status */
 export async function send(

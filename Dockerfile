@@ -12,7 +12,7 @@ RUN npm ci --omit=dev --ignore-scripts --no-audit --no-fund
 FROM node:${NODE_VERSION}-bookworm-slim
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="Entrepot" \
-      org.opencontainers.image.description="Pull-through mirror for container images, in one daemon" \
+      org.opencontainers.image.description="Pull-through mirror and registry for container images, in one daemon" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 # A number, so that an orchestrator can tell that it is not root.

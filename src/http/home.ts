@@ -34,7 +34,7 @@ export function homePage(html: boolean, facts: HomeFacts): { type: string; body:
   ];
   if (!html) {
     const body = [
-      `Entrepot ${version}: a pull-through mirror for container images.`,
+      `Entrepot ${version}: a pull-through mirror and registry for container images.`,
       `Upstreams: ${upstreams.join(", ") || "none"}. API: /v2/  Health: /readyz  Metrics: /metrics`,
       ...sections.map(({ title, text, code }) => `\n# ${title}\n${text}\n\n${code}`),
     ].join("\n");
@@ -44,7 +44,7 @@ export function homePage(html: boolean, facts: HomeFacts): { type: string; body:
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Entrepot</title>
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:3rem auto;padding:0 1rem;color:#1c2733;background:#fbfbf9}
 pre{background:#eef0f2;padding:1rem;overflow-x:auto;border-radius:6px}h1{margin-bottom:0}@media(prefers-color-scheme:dark){body{color:#dde3ea;background:#14181d}pre{background:#1f262e}a{color:#8ab8ff}}</style>
-<h1>Entrepot</h1><p>A pull-through mirror for container images. Version ${escapeHtml(version)}.</p>
+<h1>Entrepot</h1><p>A pull-through mirror and registry for container images. Version ${escapeHtml(version)}.</p>
 <p>Upstreams: ${escapeHtml(upstreams.join(", ") || "none")}. API: <a href="/v2/">/v2/</a> · Health: <a href="/readyz">/readyz</a> · Metrics: <a href="/metrics">/metrics</a></p>
 ${sections.map(({ title, text, code }) => `<h2>${escapeHtml(title)}</h2><p>${escapeHtml(text)}</p><pre>${escapeHtml(code)}</pre>`).join("\n")}
 </html>

@@ -303,7 +303,7 @@ function makeUpkeep({ config, db, ...parts }: UpkeepParts): Upkeep {
       ...parts,
       watch,
       limits: () => config().gc,
-      garbage: new GarbageCatalog(db, parts.catalog),
+      garbage: new GarbageCatalog(db.background, parts.catalog),
     }),
     scrubber: new Scrubber({ ...parts, bandwidth: () => config().scrub.bandwidth, inventory: new Inventory(db) }),
   });

@@ -23,14 +23,17 @@ export interface Writer extends Reader {
  */
 export type Durability = "durable" | "lazy";
 
-/**
- * The contract of a metadata database. Reads see the last commit and never wait for a writer.
- * One transaction runs at a time: between two awaits of `work` nobody else's statement slips in. Transactions are short and never span the network.
- */
-export interface Database extends Reader, AsyncDisposable {
+/** One transaction runs at a time: between two awaits of `work` nobody else's statement slips in. They are short and never span the network. */
+export interface Transactions extends Reader {
   /**
    * Runs `work` in a transaction: commits when it resolves, rolls back when it rejects.
    * @throws what `work` throws; Error where the commit fails, or where a durable one was committed but the disk would not keep it
    */
   transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T>;
+}
+
+/** The contract of a metadata database. Reads see the last commit and never wait for a writer. */
+export interface Database extends Transactions, AsyncDisposable {
+  /** The same, for long work that nobody waits for: statements take longer to come back, and none of the event loop's time. */
+  readonly background: Transactions;
 }

@@ -1,7 +1,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import Sqlite from "better-sqlite3";
+import { Background, type TransactionWriter } from "./background.ts";
 import { Checkpointer } from "./checkpoint.ts";
-import type { Database, Durability, Params, Reader, Writer } from "./database.ts";
+import type { Database, Durability, Params, Reader, Transactions, Writer } from "./database.ts";
 import { LogSync } from "./log-sync.ts";
 import { MIGRATIONS } from "./migrations.ts";
 
@@ -10,7 +11,7 @@ const PATIENCE_MS = 1_000;
 const PAUSE_MS = 10;
 
 /** One connection with its statements, each prepared at its first use. */
-class Connection implements Writer {
+class Connection implements TransactionWriter {
   readonly #db: Sqlite.Database;
   readonly #statements = new Map<string, Sqlite.Statement>();
 
@@ -39,7 +40,7 @@ class Connection implements Writer {
     return this.#prepare(sql).run(params).changes;
   }
 
-  exec(sql: string): void {
+  async exec(sql: string): Promise<void> {
     this.#db.exec(sql);
   }
 
@@ -49,12 +50,14 @@ class Connection implements Writer {
 }
 
 /**
- * SQLite through better-sqlite3: one connection reads, another writes, a thread moves the write-ahead log into the database file.
+ * SQLite through better-sqlite3: one connection reads, another writes, two more do both for long work in a thread, another thread moves the write-ahead log into the database file.
  * A commit appends to the log; a durable one then waits until the log is on the disk, and the next transaction need not wait for that.
  */
 class SqliteDatabase implements Database {
+  readonly background: Transactions;
   readonly #reader: Reader & Connection;
   readonly #writer: Connection;
+  readonly #background: Background;
   readonly #checkpointer: Checkpointer;
   readonly #log: LogSync;
   /** Another process has held the database for longer than our patience: nobody waits again until it lets go. */
@@ -65,6 +68,12 @@ class SqliteDatabase implements Database {
     this.#reader = reader;
     this.#writer = writer;
     this.#log = log;
+    this.#background = new Background(file);
+    this.background = {
+      get: (sql, params) => this.#background.get(sql, params),
+      all: (sql, params) => this.#background.all(sql, params),
+      transaction: (durability, work) => this.#transaction(durability, () => this.#background.writer(), work),
+    };
     this.#checkpointer = new Checkpointer(file, (work) => this.#alone(work));
   }
 
@@ -76,9 +85,17 @@ class SqliteDatabase implements Database {
     return this.#reader.all<Row>(sql, params);
   }
 
-  async transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
+  transaction<T>(durability: Durability, work: (tx: Writer) => Promise<T>): Promise<T> {
+    return this.#transaction(durability, () => this.#writer, work);
+  }
+
+  async #transaction<T>(
+    durability: Durability,
+    writer: () => TransactionWriter,
+    work: (tx: Writer) => Promise<T>,
+  ): Promise<T> {
     const deadlineMs = performance.now() + PATIENCE_MS;
-    const result = await this.#alone(() => this.#run(work, deadlineMs));
+    const result = await this.#alone(() => this.#run(writer(), work, deadlineMs));
     if (durability === "durable") await this.#log.reach();
     return result;
   }
@@ -89,27 +106,27 @@ class SqliteDatabase implements Database {
     return turn;
   }
 
-  async #run<T>(work: (tx: Writer) => Promise<T>, deadlineMs: number): Promise<T> {
-    await this.#begin(deadlineMs);
+  async #run<T>(writer: TransactionWriter, work: (tx: Writer) => Promise<T>, deadlineMs: number): Promise<T> {
+    await this.#begin(writer, deadlineMs);
     try {
-      const result = await work(this.#writer);
-      this.#writer.exec("COMMIT");
+      const result = await work(writer);
+      await writer.exec("COMMIT");
       this.#checkpointer.written();
       return result;
     } catch (error) {
       // A full disk may have rolled back already; then this fails and the first error is the one to tell.
       try {
-        this.#writer.exec("ROLLBACK");
+        await writer.exec("ROLLBACK");
       } catch {}
       throw error;
     }
   }
 
   /** Waits here, not inside SQLite: that would hold the event loop, and with it every pull. */
-  async #begin(deadlineMs: number): Promise<void> {
+  async #begin(writer: TransactionWriter, deadlineMs: number): Promise<void> {
     for (;;) {
       try {
-        this.#writer.exec("BEGIN IMMEDIATE");
+        await writer.exec("BEGIN IMMEDIATE");
         this.#held = false;
         return;
       } catch (error) {
@@ -126,6 +143,7 @@ class SqliteDatabase implements Database {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#checkpointer.close();
     await this.#queue;
+    await this.#background.close();
     await this.#log[Symbol.asyncDispose]();
     this.#reader.close();
     this.#writer.close();
@@ -149,8 +167,6 @@ export async function openSqlite(file: string): Promise<Database> {
     // What was moved is written over; the file shrinks back to this when that begins.
     writer.pragma("journal_size_limit = 1048576");
     migrate(writer, file);
-    // 8 MiB of pages: garbage collection touches pages all over the database.
-    writer.pragma("cache_size = -8192");
     writer.pragma("busy_timeout = 0");
     const reader = new Sqlite(file, { readonly: true });
     reader.pragma("mmap_size = 268435456");

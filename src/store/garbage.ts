@@ -1,5 +1,5 @@
 import { setImmediate as turn } from "node:timers/promises";
-import type { Database, Params, Writer } from "../db/database.ts";
+import type { Params, Transactions, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import { ROWS_PER_TURN, type Catalog, type Removed } from "./catalog.ts";
 
@@ -27,9 +27,6 @@ export interface Terms {
   /** Asked at the last moment: whether somebody uses it now. */
   inUse: (digest: Digest) => boolean;
 }
-
-/** So many removals a turn of the event loop: each changes pages all over the database. */
-const REMOVALS_PER_TURN = 5;
 
 const BLOB_KEYS = "SELECT digest FROM blobs WHERE digest > :after ORDER BY digest LIMIT :rows";
 const MANIFEST_KEYS = "SELECT digest FROM manifests WHERE digest > :after ORDER BY digest LIMIT :rows";
@@ -146,11 +143,11 @@ const LINK = "SELECT 1 FROM repository_content c WHERE c.repository_id = :reposi
  * statement, since what was found may have been pushed, tagged or used meanwhile.
  */
 export class GarbageCatalog {
-  readonly #db: Database;
+  readonly #db: Transactions;
   readonly #catalog: Catalog;
 
   /** @param catalog remembers rows, and is told of every change */
-  constructor(db: Database, catalog: Catalog) {
+  constructor(db: Transactions, catalog: Catalog) {
     this.#db = db;
     this.#catalog = catalog;
   }
@@ -308,12 +305,9 @@ export class GarbageCatalog {
   async #unlink(sql: string, links: readonly Link[], { beforeMs, inUse }: Terms): Promise<Link[]> {
     // Lazy, as all that takes no file away: what a power loss brings back is found again.
     const gone = await this.#db.transaction("lazy", async (tx) => {
-      const gone = [];
-      for (const [index, link] of links.entries()) {
-        if (index % REMOVALS_PER_TURN === REMOVALS_PER_TURN - 1) await turn();
-        if (!inUse(link.digest) && (await tx.run(sql, { ...link, beforeMs })) > 0) gone.push(link);
-      }
-      return gone;
+      const idle = links.filter(({ digest }) => !inUse(digest));
+      const unlinked = await Promise.all(idle.map((link) => tx.run(sql, { ...link, beforeMs })));
+      return idle.filter((_, index) => unlinked[index] === 1);
     });
     if (gone.length > 0) this.#catalog.forgetAll();
     return gone;
@@ -322,14 +316,8 @@ export class GarbageCatalog {
   /** Forgets manifests that no repository reaches still, with what they point to. @returns those that went */
   async removeManifests(digests: readonly Digest[]): Promise<Garbage[]> {
     const gone = await this.#db.transaction("lazy", async (tx) => {
-      const gone = [];
-      for (const [index, digest] of digests.entries()) {
-        if (index % REMOVALS_PER_TURN === REMOVALS_PER_TURN - 1) await turn();
-        const row = await tx.get<Garbage>(REMOVE_MANIFEST, { digest });
-        if (!row) continue;
-        gone.push(row);
-        await removeEdges(tx, digest);
-      }
+      const gone = await present(digests.map((digest) => tx.get<Garbage>(REMOVE_MANIFEST, { digest })));
+      await Promise.all(gone.map(({ digest }) => removeEdges(tx, digest)));
       return gone;
     });
     if (gone.length > 0) this.#catalog.forgetAll();
@@ -343,14 +331,11 @@ export class GarbageCatalog {
    */
   async removeBlobs(digests: readonly Digest[], { beforeMs, inUse }: Terms): Promise<Garbage[]> {
     const gone = await this.#db.transaction("durable", async (tx) => {
-      const gone = [];
-      for (const [index, digest] of digests.entries()) {
-        if (index % REMOVALS_PER_TURN === REMOVALS_PER_TURN - 1) await turn();
-        const row = inUse(digest) ? undefined : await tx.get<Garbage>(REMOVE_BLOB, { digest, beforeMs });
-        if (!row) continue;
-        gone.push(row);
-        await tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest });
-      }
+      const idle = digests.filter((digest) => !inUse(digest));
+      const gone = await present(idle.map((digest) => tx.get<Garbage>(REMOVE_BLOB, { digest, beforeMs })));
+      await Promise.all(
+        gone.map(({ digest }) => tx.run("DELETE FROM repository_content WHERE digest = :digest", { digest })),
+      );
       return gone;
     });
     if (gone.length > 0) this.#catalog.forgetAll();
@@ -368,7 +353,11 @@ export class GarbageCatalog {
   }
 }
 
-/** A part of them a turn of the event loop: a manifest may point to thousands. */
+/** A part of them at a time: a manifest may point to thousands. */
 async function removeEdges(tx: Writer, digest: Digest): Promise<void> {
-  while ((await tx.run(REMOVE_EDGES, { digest })) === ROWS_PER_TURN) await turn();
+  while ((await tx.run(REMOVE_EDGES, { digest })) === ROWS_PER_TURN);
+}
+
+async function present<T>(asked: Promise<T | undefined>[]): Promise<T[]> {
+  return (await Promise.all(asked)).filter((one) => one !== undefined);
 }

@@ -1,15 +1,13 @@
 import type { Clock, Milliseconds } from "../base/clock.ts";
 
-/** What one step may hold the event loop for. */
-const STEP_MS: Milliseconds = 0.5;
-/** After a step, the event loop is left to others for so many times as long. */
-const REST = 3;
+/** What one step may keep the database's thread busy for. */
+const STEP_MS: Milliseconds = 5;
 const FIRST_ROWS = 50;
-const MOST_ROWS = 1000;
+const MOST_ROWS = 5000;
 
 /**
- * Work over many rows beside pulls: in steps of about half a millisecond, however fast the machine, after each of which the event loop is
- * left to others for three times as long.
+ * Work over many rows beside pulls: in steps of about five milliseconds, however fast the machine, after each of which the machine is left to
+ * others for as long. Shorter ones would mostly wait for the thread: with half a millisecond a collection takes ten times as long.
  */
 export class Steps {
   readonly #clock: Clock;
@@ -29,7 +27,7 @@ export class Steps {
     const tookMs = performance.now() - startedAtMs;
     const fitting = Math.round((rows * STEP_MS) / Math.max(tookMs, 0.01));
     this.#rows = Math.max(1, Math.min(fitting, 2 * rows, MOST_ROWS));
-    await this.#clock.sleep(REST * tookMs, this.#signal);
+    await this.#clock.sleep(tookMs, this.#signal);
     return result;
   }
 

@@ -148,9 +148,8 @@ function originsOf(config: Config, settings: Settings): Map<string, string> {
     } else if (Array.isArray(value) && value.some(isMapping)) {
       for (const [index, child] of value.entries()) visit(child, [...path, index]);
     } else {
-      // A password that was read from a file came with passwordFile.
-      const place =
-        settings.place(path) ?? (path.at(-1) === "password" && settings.place([...path.slice(0, -1), "passwordFile"]));
+      // A secret that was read from a file came with passwordFile or secretFile.
+      const place = settings.place(path) ?? settings.place([...path.slice(0, -1), `${path.at(-1)}File`]);
       origins.set(pathText(path), place ? placeText(place) : "default");
     }
   };

@@ -26,6 +26,9 @@ export function planReload(running: Config, next: Config): Reload {
     hosted: { ...next.hosted, namespaces: running.hosted.namespaces },
     gc: next.gc,
     scrub: next.scrub,
+    admin: next.admin,
+    events: next.events,
+    retention: next.retention,
   };
   return { config, changed: differences(running, config), needRestart: differences(config, next) };
 }

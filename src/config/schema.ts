@@ -6,6 +6,7 @@
  */
 import { readFileSync } from "node:fs";
 import { isIP, isIPv6 } from "node:net";
+import { Cron } from "croner";
 import { z } from "zod";
 import type { LogFormat, LogLevel } from "../base/log.ts";
 import { isComponent } from "../oci/reference.ts";
@@ -141,6 +142,16 @@ function isNetwork(text: string): boolean {
   return bits === undefined || (/^[0-9]{1,3}$/.test(bits) && Number(bits) <= (version === 4 ? 32 : 128));
 }
 
+function isCron(text: string): boolean {
+  if (text === "never") return true;
+  if (text.trim().split(/\s+/).length !== 5) return false;
+  try {
+    return new Cron(text, { paused: true, timezone: "UTC" }).nextRun() !== null;
+  } catch {
+    return false;
+  }
+}
+
 const host = matching(isHost, "is not a host", "write a host or host:port in lower case, such as registry.example.com");
 const hostGlob = matching(
   (text) => /^[^\s/]+$/.test(text),
@@ -149,6 +160,18 @@ const hostGlob = matching(
 );
 const glob = matching((text) => /^\S+$/.test(text), "is not a glob", "write a glob such as library/* or **");
 const nonEmpty = matching((text) => text !== "", "is empty", "give it a text, or remove the key");
+
+/** Read at once, so that whoever holds a Config holds the secret, and an unreadable file is one fault among all others. */
+function readSecret(file: string): { secret: string } | { message: string; remedy: string } {
+  try {
+    const secret = readFileSync(file, "utf8").replace(/\r?\n$/, "");
+    if (secret !== "") return { secret };
+    return { message: `names the empty file ${file}`, remedy: "write the secret into it" };
+  } catch (error) {
+    const { code = String(error) } = error as NodeJS.ErrnoException;
+    return { message: `cannot read ${file} (${code})`, remedy: "check the path and who may read the file" };
+  }
+}
 
 const auth = z
   .strictObject({
@@ -188,19 +211,8 @@ const auth = z
     }
     if (password !== undefined) return { username, password };
     if (passwordFile === undefined) return refuse(undefined, "has a username and no password", "add passwordFile");
-    try {
-      // Read here so that whoever holds a Config holds the secret, and an unreadable file is one fault among all others.
-      const secret = readFileSync(passwordFile, "utf8").replace(/\r?\n$/, "");
-      if (secret !== "") return { username, password: secret };
-      return refuse("passwordFile", `names the empty file ${passwordFile}`, "write the password into it");
-    } catch (error) {
-      const { code = String(error) } = error as NodeJS.ErrnoException;
-      return refuse(
-        "passwordFile",
-        `cannot read ${passwordFile} (${code})`,
-        "check the path and who may read the file",
-      );
-    }
+    const read = readSecret(passwordFile);
+    return "secret" in read ? { username, password: read.secret } : refuse("passwordFile", read.message, read.remedy);
   })
   .describe(
     "Credentials for this host alone; exactly one of username and password(File), dockerConfig, credentialHelper.",
@@ -315,6 +327,70 @@ const upstream = z
     ),
   })
   .describe("A registry to mirror.");
+
+const webhook = z
+  .strictObject({
+    name: matching(
+      (text) => /^[a-z0-9][a-z0-9-]{0,62}$/.test(text),
+      "is not a name",
+      "write up to 63 lower-case letters, digits and hyphens",
+    ).describe("What it is called in metrics, jobs and the API; its place in the events is kept under this name."),
+    url: reading(
+      (text) => withoutCredentials(URL.canParse(text) ? new URL(text) : undefined)?.href,
+      "is not an http or https URL without credentials",
+      "write an address such as https://ci.example.com/hook; a secret goes into secret or headers",
+    )
+      .refine((url) => /^https?:/.test(url), "is not an http or https URL")
+      .describe("Where events are posted to; redirects are not followed."),
+    secret: nonEmpty
+      .optional()
+      .meta({ description: "Key of the HMAC-SHA256 signature. A secret: prefer secretFile.", writeOnly: true }),
+    secretFile: nonEmpty.optional().describe("File that holds the secret; a line break at its end is left out."),
+    format: z
+      .enum(["distribution", "cloudevents"])
+      .default("distribution")
+      .describe("The envelope of docker-registry's notifications, or a batch of CloudEvents 1.0."),
+    actions: z
+      .array(z.enum(["push", "pull", "delete", "mount"]))
+      .prefault(["push", "delete", "mount"])
+      .describe("Which events it is told."),
+    repositories: z.array(glob).prefault(["**"]).describe("Globs of the repositories whose events it is told."),
+    timeout: duration("10s", "How long it may take to answer.", A_WAIT),
+    attempts: whole(12, 1, 100, "How often a batch is tried before it is set aside, to be redelivered by hand."),
+    allowPrivate: z
+      .boolean()
+      .default(false)
+      .describe("Whether its public-looking name may resolve to a private address."),
+  })
+  .transform(({ secretFile, ...given }, context) => {
+    if (secretFile === undefined) return given;
+    const refuse = (message: string, remedy: string) => {
+      context.issues.push({ code: "custom", message, params: { remedy }, path: ["secretFile"], input: undefined });
+      return z.NEVER;
+    };
+    if (given.secret !== undefined) return refuse("stands beside secret", "keep one of secret and secretFile");
+    const read = readSecret(secretFile);
+    return "secret" in read ? { ...given, secret: read.secret } : refuse(read.message, read.remedy);
+  })
+  .describe("An address that is told what happens.");
+
+const retentionRule = z
+  .strictObject({
+    repositories: z.array(glob).min(1).describe("Globs of the hosted repositories that it is about."),
+    keep: section(
+      {
+        tags: z.array(glob).prefault([]).describe("Globs of tags that always stay."),
+        semver: nonEmpty.optional().describe("Tags that are versions in this range stay, such as >=2 <4."),
+        latestPushed: whole(0, 0, 1_000_000, "So many of the tags that were pushed last stay."),
+        latestPulled: whole(0, 0, 1_000_000, "So many of the tags that were pulled last stay."),
+        pushedWithin: duration("0s", "Tags that were pushed since then stay."),
+        pulledWithin: duration("0s", "Tags that were pulled since then stay."),
+      },
+      "What stays: a tag that any of these names.",
+    ),
+    removeAll: z.boolean().default(false).describe("Whether the rule may remove every tag that it is about."),
+  })
+  .describe("Which tags stay. Of several rules about a repository the first one counts.");
 
 const DOCKER_HUB = {
   url: "https://registry-1.docker.io",
@@ -442,6 +518,10 @@ export const configSchema = z
           .prefault({})
           .describe("Tags that, once pushed, are neither moved nor deleted: globs of tags by globs of namespaces."),
         uploadLife: duration("7d", "An upload that nobody goes on with is given up after so long.", { min: 60_000 }),
+        quotas: z
+          .record(nonEmpty, anySize("Bytes that the content of a namespace may take, each content counted once.", 1))
+          .prefault({})
+          .describe("What a namespace may hold: a size by globs of namespaces; the first that matches counts."),
         chunkMinLength: size(
           "0",
           "Told to clients that upload in chunks: the least that one should hold. 0: nothing is told.",
@@ -468,6 +548,32 @@ export const configSchema = z
         bandwidth: size("32MiB", "Bytes per second that it reads at most.", 1),
       },
       "The search for damage on the disk.",
+    ),
+    admin: section(
+      {
+        from: z
+          .enum(["loopback", "anywhere", "nowhere"])
+          .default("loopback")
+          .describe("Which clients may use the API under /api/v1: those on this machine, all of them, or none."),
+      },
+      "The API that the command line and the console use.",
+    ),
+    events: section(
+      {
+        keep: duration("90d", "How long what happened is kept. 0s: for ever."),
+        pulls: z.boolean().default(true).describe("Whether pulls are kept, too."),
+      },
+      "The record of pushes, pulls, deletes and mounts.",
+    ),
+    webhooks: z.array(webhook).prefault([]).describe("Addresses that are told what happens."),
+    retention: section(
+      {
+        schedule: matching(isCron, "is not a cron expression", "write five fields such as 30 3 * * *, or never")
+          .prefault("30 3 * * *")
+          .describe("When tags are removed that no rule keeps: a cron expression in UTC, or never."),
+        rules: z.array(retentionRule).prefault([]).describe("Which tags stay."),
+      },
+      "Removal of old tags from hosted repositories. Repositories without a rule keep all.",
     ),
   })
   // Also after other faults, so that all are told at once: nothing about the shape may be taken for granted.

@@ -9,7 +9,14 @@
  * tags                checked_at: when upstream last confirmed it
  * namespaces          hosted namespaces that a push has made, beside the configured ones
  * uploads             sessions; how far one has come is the size of its file
- * upkeep_runs         when garbage collection and the like last came to their end
+ * jobs                work that outlives the process: at most one unfinished one of a kind with the same dedupe key
+ * job_lines           what a job has to say of its work
+ * schedules           when a schedule last came due
+ * events              what happened, one row each; outlives what it is about
+ * webhook_cursors     up to which event an endpoint has been told
+ * webhook_failures    ranges of events that an endpoint did not take
+ * namespace_content   what the hosted repositories of a namespace hold, each content once, and how many of them hold it
+ * namespace_usage     the bytes of it; both are kept by triggers, whatever changes repository_content
  * listings            answers of upstreams to tag lists and referrers, with a short life
  */
 export const MIGRATIONS: readonly string[] = [
@@ -18,8 +25,11 @@ export const MIGRATIONS: readonly string[] = [
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
     upstream TEXT,
+    namespace TEXT GENERATED ALWAYS AS (
+      CASE WHEN upstream IS NULL THEN substr(name, 1, instr(name || '/', '/') - 1) END) STORED,
     created_at INTEGER NOT NULL
   ) STRICT;
+  CREATE INDEX repositories_by_namespace ON repositories (namespace) WHERE namespace IS NOT NULL;
   CREATE TABLE blobs (
     digest TEXT PRIMARY KEY,
     size INTEGER NOT NULL,
@@ -63,6 +73,7 @@ export const MIGRATIONS: readonly string[] = [
     etag TEXT,
     updated_at INTEGER NOT NULL,
     checked_at INTEGER NOT NULL,
+    pulled_at INTEGER,
     PRIMARY KEY (repository_id, name)
   ) STRICT, WITHOUT ROWID;
   CREATE INDEX tags_by_digest ON tags (digest);
@@ -84,9 +95,104 @@ export const MIGRATIONS: readonly string[] = [
     algorithm TEXT NOT NULL,
     started_at INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
-  CREATE TABLE upkeep_runs (
-    job TEXT PRIMARY KEY,
+  CREATE TABLE jobs (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    dedupe TEXT,
+    payload TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'dead', 'cancelled')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    run_at INTEGER NOT NULL,
+    holder TEXT,
+    leased_until INTEGER,
+    progress TEXT,
+    result TEXT,
+    error TEXT,
+    created_at INTEGER NOT NULL,
+    started_at INTEGER,
+    ended_at INTEGER
+  ) STRICT;
+  CREATE UNIQUE INDEX jobs_unfinished ON jobs (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running');
+  CREATE INDEX jobs_due ON jobs (kind, priority DESC, run_at, id) WHERE state = 'queued';
+  CREATE INDEX jobs_leased ON jobs (leased_until) WHERE state = 'running';
+  CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
+  CREATE TABLE job_lines (
+    id INTEGER PRIMARY KEY,
+    job_id INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    at INTEGER NOT NULL,
+    text TEXT NOT NULL
+  ) STRICT;
+  CREATE INDEX job_lines_by_job ON job_lines (job_id, id);
+  CREATE TABLE schedules (
+    name TEXT PRIMARY KEY,
     ended_at INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
+  CREATE TABLE events (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    at INTEGER NOT NULL,
+    action TEXT NOT NULL,
+    outcome TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    tag TEXT,
+    digest TEXT,
+    media_type TEXT,
+    size INTEGER,
+    actor TEXT,
+    address TEXT,
+    agent TEXT,
+    request_id TEXT,
+    detail TEXT
+  ) STRICT;
+  CREATE INDEX events_by_repository ON events (repository, id);
+  CREATE INDEX events_by_actor ON events (actor, id);
+  CREATE INDEX events_by_time ON events (at);
+  CREATE TABLE webhook_cursors (
+    endpoint TEXT PRIMARY KEY,
+    event_id INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE webhook_failures (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    endpoint TEXT NOT NULL,
+    first_event INTEGER NOT NULL,
+    last_event INTEGER NOT NULL,
+    events INTEGER NOT NULL,
+    error TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    redelivered_at INTEGER
+  ) STRICT;
+  CREATE INDEX webhook_failures_by_endpoint ON webhook_failures (endpoint, id);
+  CREATE TABLE namespace_content (
+    namespace TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    links INTEGER NOT NULL,
+    PRIMARY KEY (namespace, digest)
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE namespace_usage (
+    namespace TEXT PRIMARY KEY,
+    bytes INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TRIGGER content_linked AFTER INSERT ON repository_content BEGIN
+    INSERT INTO namespace_content (namespace, digest, size, links)
+      SELECT r.namespace, NEW.digest, COALESCE(
+          (SELECT size FROM blobs WHERE digest = NEW.digest), (SELECT size FROM manifests WHERE digest = NEW.digest), 0), 1
+        FROM repositories r WHERE r.id = NEW.repository_id AND r.namespace IS NOT NULL
+      ON CONFLICT (namespace, digest) DO UPDATE SET links = links + 1;
+  END;
+  CREATE TRIGGER content_unlinked AFTER DELETE ON repository_content BEGIN
+    UPDATE namespace_content SET links = links - 1
+      WHERE namespace = (SELECT namespace FROM repositories WHERE id = OLD.repository_id) AND digest = OLD.digest;
+  END;
+  CREATE TRIGGER content_needed_no_more AFTER UPDATE OF links ON namespace_content WHEN NEW.links = 0 BEGIN
+    DELETE FROM namespace_content WHERE namespace = NEW.namespace AND digest = NEW.digest;
+  END;
+  CREATE TRIGGER usage_grown AFTER INSERT ON namespace_content BEGIN
+    INSERT INTO namespace_usage (namespace, bytes) VALUES (NEW.namespace, NEW.size)
+      ON CONFLICT (namespace) DO UPDATE SET bytes = bytes + excluded.bytes;
+  END;
+  CREATE TRIGGER usage_shrunk AFTER DELETE ON namespace_content BEGIN
+    UPDATE namespace_usage SET bytes = bytes - OLD.size WHERE namespace = OLD.namespace;
+  END;
   `,
 ];

@@ -12,7 +12,7 @@ export class UpkeepRuns {
   /** @returns undefined: it never did */
   async endedAtMs(job: string): Promise<Milliseconds | undefined> {
     const row = await this.#db.get<{ endedAtMs: Milliseconds }>(
-      `SELECT ended_at AS "endedAtMs" FROM upkeep_runs WHERE job = :job`,
+      `SELECT ended_at AS "endedAtMs" FROM schedules WHERE name = :job`,
       { job },
     );
     return row?.endedAtMs;
@@ -21,8 +21,8 @@ export class UpkeepRuns {
   async ended(job: string, nowMs: Milliseconds): Promise<void> {
     await this.#db.transaction("lazy", (tx) =>
       tx.run(
-        `INSERT INTO upkeep_runs (job, ended_at) VALUES (:job, :nowMs)
-         ON CONFLICT (job) DO UPDATE SET ended_at = excluded.ended_at`,
+        `INSERT INTO schedules (name, ended_at) VALUES (:job, :nowMs)
+         ON CONFLICT (name) DO UPDATE SET ended_at = excluded.ended_at`,
         { job, nowMs },
       ),
     );

@@ -81,7 +81,7 @@ test("without a daemon, gc works on the storage itself, in this process alone", 
   await using registry = await start(here);
   assert.equal((await registry.blobFiles()).length, 2);
   await registry.pullBlob("team/app", layerOf(image).digest);
-  assert.equal(select(registry, "SELECT * FROM upkeep_runs WHERE job = 'gc'").length, 1);
+  assert.equal(select(registry, "SELECT * FROM schedules WHERE name = 'gc'").length, 1);
 });
 
 test("a storage that a daemon uses at another address is left alone, and the message says what to do", async () => {

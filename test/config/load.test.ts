@@ -43,7 +43,7 @@ test("default.yaml names every key", async () => {
   visit(configJsonSchema());
   keys.delete("password"); // named in the words beside passwordFile
   assert.deepEqual(
-    [...keys].filter((key) => !new RegExp(`^[ #]*${RegExp.escape(key)}:`, "m").test(text)),
+    [...keys].filter((key) => !new RegExp(`^[ #-]*${RegExp.escape(key)}:`, "m").test(text)),
     [],
   );
 });

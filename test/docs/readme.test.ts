@@ -38,7 +38,10 @@ function keysOf(schema: Described, path: string[] = []): Key[] {
   if (schema.properties) {
     return Object.entries(schema.properties).flatMap(([name, child]) => keysOf(child, [...path, name]));
   }
-  return [{ path: path.join("."), schema, itemKeys: Object.keys(schema.items?.properties ?? {}) }];
+  const own = { path: path.join("."), schema, itemKeys: Object.keys(schema.items?.properties ?? {}) };
+  // A fallback takes what an upstream takes.
+  if (own.itemKeys.length === 0 || path.at(-1) === "fallbacks") return [own];
+  return [{ ...own, itemKeys: [] }, ...keysOf(schema.items ?? {}, [...path.slice(0, -1), `${path.at(-1)}[]`])];
 }
 
 /** The line that the README's table has for a key. */
@@ -61,7 +64,7 @@ test("the README's table has every key of the configuration, with its default, u
   const rows = keysOf(configJsonSchema()).map(rowOf);
   assert.ok(rows.length > 40, "the schema was not read");
   const written = README.split("\n").filter((line) =>
-    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub)\./.test(line),
+    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub|admin|events|webhooks|retention)[.[`]/.test(line),
   );
   assert.deepEqual(written, rows);
 });
@@ -107,7 +110,7 @@ test("every configuration in the documents is one that the daemon takes", () => 
   let examples = 0;
   for (const path of DOCUMENTS) {
     for (const [, text = ""] of readDocument(path).matchAll(/^```yaml\n(.*?)^```/gms)) {
-      if (!/^(?:server|log|storage|upstreams|hosted|gc|scrub):/m.test(text)) continue;
+      if (!/^(?:server|log|storage|upstreams|hosted|gc|scrub|admin|events|webhooks|retention):/m.test(text)) continue;
       examples += 1;
       assert.deepEqual(faultsOf(text), [], `${path}:\n${text}`);
     }

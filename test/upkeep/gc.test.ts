@@ -284,7 +284,7 @@ test("a dry run changes nothing, names what would go, and is right about it", as
   const loose = await pushBlob(registry, "team/app", Buffer.alloc(77, 9));
   for (const repository of ["team/app", "team/other"]) await remove(registry, repository, deleted);
   const dump = (): unknown =>
-    ["blobs", "manifests", "manifest_children", "repository_content", "tags", "repositories", "upkeep_runs"].map(
+    ["blobs", "manifests", "manifest_children", "repository_content", "tags", "repositories", "schedules"].map(
       (table) => select(registry, `SELECT * FROM ${table}`),
     );
   await aMomentLater();
@@ -363,7 +363,7 @@ test("garbage collection comes again by itself, an interval after the last one, 
   const bytes = Buffer.alloc(100, 1);
   {
     await using registry = await startHosted({ interval: "1d" }, options);
-    await registry.until(() => select(registry, "SELECT * FROM upkeep_runs").length > 0, "it has looked");
+    await registry.until(() => select(registry, "SELECT * FROM schedules").length > 0, "it has looked");
     await pushBlob(registry, "team/app", bytes);
     assert.equal(await runs(registry), 0, "not at the first start");
   }

@@ -18,13 +18,57 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "bring images into the running daemon's cache",
     load: async () => (await import("./cli/warm.ts")).runWarm,
   },
+  export: {
+    summary: "write images into a file, to be carried elsewhere",
+    load: async () => (await import("./cli/export.ts")).runExport,
+  },
+  import: {
+    summary: "take over a registry:2 directory, a layout or a file of images",
+    load: async () => (await import("./cli/import.ts")).runImport,
+  },
+  status: {
+    summary: "tell how the running daemon is",
+    load: async () => (await import("./cli/status.ts")).runStatus,
+  },
+  repositories: {
+    summary: "list what was pushed or pulled",
+    load: async () => (await import("./cli/repositories.ts")).runRepositories,
+  },
+  tags: {
+    summary: "list the tags of a repository",
+    load: async () => (await import("./cli/tags.ts")).runTags,
+  },
+  purge: {
+    summary: "take content out of the cache",
+    load: async () => (await import("./cli/purge.ts")).runPurge,
+  },
   gc: {
     summary: "remove what was pushed and is needed no more",
     load: async () => (await import("./cli/gc.ts")).runGc,
   },
+  quota: {
+    summary: "tell what namespaces hold, and what they may hold",
+    load: async () => (await import("./cli/quota.ts")).runQuota,
+  },
+  retention: {
+    summary: "remove tags that no retention rule keeps",
+    load: async () => (await import("./cli/retention.ts")).runRetention,
+  },
   scrub: {
     summary: "read everything that is stored, and prove it",
     load: async () => (await import("./cli/scrub.ts")).runScrub,
+  },
+  events: {
+    summary: "show who pushed, pulled and deleted what",
+    load: async () => (await import("./cli/events.ts")).runEvents,
+  },
+  webhooks: {
+    summary: "show who is told what happens, and tell them once more",
+    load: async () => (await import("./cli/webhooks.ts")).runWebhooks,
+  },
+  jobs: {
+    summary: "show, cancel and retry work that survives a restart",
+    load: async () => (await import("./cli/jobs.ts")).runJobs,
   },
   doctor: {
     summary: "find out what keeps the daemon from working well",
@@ -43,7 +87,7 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
 const HELP = `Usage: entrepot [COMMAND] [OPTIONS]
 
 ${Object.entries(COMMANDS)
-  .map(([name, { summary }]) => `  ${name.padEnd(8)} ${summary}`)
+  .map(([name, { summary }]) => `  ${name.padEnd(13)} ${summary}`)
   .join("\n")}
 
 Every command takes --help; entrepot --version prints the version.

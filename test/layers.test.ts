@@ -18,6 +18,7 @@ const ORDER = [
   "registry",
   "replication",
   "upkeep",
+  "moving",
   "http",
   "ui",
   "app.ts",

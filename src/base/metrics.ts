@@ -79,8 +79,16 @@ export class Metrics {
   ]);
 
   readonly blobsBytes = this.#gauge("blobs_bytes", "Bytes stored", ["kind"]);
+  readonly namespaceBytes = this.#gauge(
+    "namespace_bytes",
+    "Bytes that a namespace with a quota holds, each content once",
+    ["namespace"],
+  );
+  readonly quotaBytes = this.#gauge("quota_bytes", "Bytes that the namespace may hold", ["namespace"]);
   readonly storageFreeBytes = this.#gauge("storage_free_bytes", "Free bytes of the file system under storage.root", []);
 
+  readonly jobs = this.#gauge("jobs", "Jobs that wait, run or have failed for the last time", ["kind", "state"]);
+  readonly jobRuns = this.#counter("job_runs_total", "Runs of jobs that ended", ["kind", "result"]);
   readonly gcRuns = this.#counter("gc_runs_total", "Garbage collections that ended", ["result"]);
   readonly gcReclaimedBytes = this.#counter("gc_reclaimed_bytes_total", "Bytes of manifests and blobs removed", []);
   readonly gcDuration = this.#gauge("gc_duration_seconds", "How long the last garbage collection took", []);
@@ -91,6 +99,26 @@ export class Metrics {
     "repaired",
   ]);
   readonly scrubDuration = this.#gauge("scrub_duration_seconds", "How long the last scrub took", []);
+  readonly retentionRuns = this.#counter("retention_runs_total", "Applications of the retention rules that ended", [
+    "result",
+  ]);
+  readonly retentionRemovedTags = this.#counter(
+    "retention_removed_tags_total",
+    "Tags that no retention rule kept, and that went",
+    [],
+  );
+
+  readonly eventsDropped = this.#counter(
+    "events_dropped_total",
+    "Pulls and refusals that came faster than they could be recorded",
+    [],
+  );
+
+  readonly webhookDeliveries = this.#counter("webhook_deliveries_total", "Batches of events posted to a webhook", [
+    "endpoint",
+    "result",
+  ]);
+  readonly webhookPending = this.#gauge("webhook_pending", "Events that a webhook has yet to be told", ["endpoint"]);
 
   readonly processCpu = this.#counter("process_cpu_seconds_total", "User and system time of the process", []);
   readonly processResident = this.#gauge("process_resident_memory_bytes", "Memory of the process in RAM", []);

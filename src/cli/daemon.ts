@@ -22,6 +22,15 @@ export class LostDaemon extends Error {
   }
 }
 
+/** Where requests to a daemon go. @param address an http or https URL, or `unix:/path`. @throws UsageError for anything else */
+export function originOf(address: string): { origin: string; socketPath: string | undefined } {
+  const socketPath = /^unix:(?:\/\/)?(\/.+)$/.exec(address)?.[1];
+  if (socketPath === undefined && !(URL.canParse(address) && /^https?:$/.test(new URL(address).protocol))) {
+    throw new UsageError(`"${address}" is no address of a daemon: write http://host:port or unix:/path`);
+  }
+  return { origin: socketPath === undefined ? address.replace(/\/+$/, "") : "http://localhost", socketPath };
+}
+
 /** The running daemon, as commands talk to it. */
 export class Daemon implements AsyncDisposable {
   /** As a person would write it: `http://127.0.0.1:5000` or `unix:/path`. */
@@ -31,12 +40,9 @@ export class Daemon implements AsyncDisposable {
 
   /** @param address an http or https URL, or `unix:/path`. @throws UsageError for anything else */
   constructor(address: string) {
-    const socketPath = /^unix:(?:\/\/)?(\/.+)$/.exec(address)?.[1];
-    if (socketPath === undefined && !(URL.canParse(address) && /^https?:$/.test(new URL(address).protocol))) {
-      throw new UsageError(`"${address}" is no address of a daemon: write http://host:port or unix:/path`);
-    }
+    const { origin, socketPath } = originOf(address);
     this.address = address.replace(/\/+$/, "");
-    this.#origin = socketPath === undefined ? this.address : "http://localhost";
+    this.#origin = origin;
     this.#agent = new Agent({
       connect: { timeout: ANSWER_WITHIN_MS, ...(socketPath === undefined ? {} : { socketPath }) },
       headersTimeout: ANSWER_WITHIN_MS,
@@ -72,8 +78,39 @@ export class Daemon implements AsyncDisposable {
   async events<Event>(path: string, body: object): Promise<AsyncIterable<Event>> {
     const answer = await this.ask("POST", path, body);
     if (answer.status === 200) return this.#eventsOf<Event>(answer.body);
-    const text = Buffer.concat(await answer.body.toArray()).toString();
-    throw new Error(`${this.address} answered ${answer.status}: ${detailOf(text) ?? "is it an entrepot?"}`);
+    throw this.#refusal(answer.status, await textOf(answer.body));
+  }
+
+  /** Reads JSON. @throws NoDaemon; Error with what it says where it refuses */
+  async read<Answer>(path: string): Promise<Answer> {
+    const { status, body } = await this.ask("GET", path);
+    const text = await textOf(body);
+    if (status === 200) return JSON.parse(text) as Answer;
+    throw this.#refusal(status, text);
+  }
+
+  /** The items of a list, page by page. @throws as {@link read} */
+  async *list<Item>(path: string, filter: Record<string, string | undefined> = {}): AsyncGenerator<Item> {
+    const query = new URLSearchParams({ limit: "1000" });
+    for (const [name, value] of Object.entries(filter)) if (value !== undefined) query.set(name, value);
+    for (;;) {
+      const page = await this.read<{ items: Item[]; next?: string }>(`${path}?${query.toString()}`);
+      yield* page.items;
+      if (page.next === undefined) return;
+      query.set("cursor", page.next);
+    }
+  }
+
+  /** Asks for a change that answers with JSON. @throws NoDaemon; Error with what it says where it refuses */
+  async change<Answer>(path: string, input: object = {}): Promise<Answer> {
+    const { status, body } = await this.ask("POST", path, input);
+    const text = await textOf(body);
+    if (status >= 200 && status < 300) return JSON.parse(text) as Answer;
+    throw this.#refusal(status, text);
+  }
+
+  #refusal(status: number, text: string): Error {
+    return new Error(`${this.address} answered ${status}: ${detailOf(text) ?? "is it an entrepot?"}`);
   }
 
   async *#eventsOf<Event>(body: Readable): AsyncGenerator<Event> {
@@ -111,6 +148,10 @@ export function localAddress(listen: string): string {
   const { host = "127.0.0.1", port } = address;
   if (host === "0.0.0.0") return `http://127.0.0.1:${port}`;
   return `http://${host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host}:${port}`;
+}
+
+async function textOf(body: Readable): Promise<string> {
+  return Buffer.concat(await body.toArray()).toString();
 }
 
 /** What a problem (RFC 9457) says; undefined for anything else. */

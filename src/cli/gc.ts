@@ -1,5 +1,5 @@
 import type { GcEvent, GcPhase, GcReport } from "../upkeep/gc.ts";
-import type { Told as ToldBy } from "../upkeep/job.ts";
+import type { Told as ToldBy } from "../jobs/attended.ts";
 import { bytesText, timeText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
@@ -42,7 +42,7 @@ export function runGc(args: string[], io: CommandIo): Promise<number> {
       {
         path: "/api/v1/gc",
         body: { dryRun },
-        start: (upkeep, tell, signal) => upkeep.gc.start({ dryRun }, tell, signal),
+        start: ({ upkeep }, tell, signal) => upkeep.gc.start({ dryRun }, tell, signal),
       },
       show(io),
       ({ type }) => (type === "failed" ? FAILED : DONE),

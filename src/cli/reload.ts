@@ -79,9 +79,9 @@ export class Reloading implements AsyncDisposable {
   async #reload(reason: string): Promise<void> {
     const { app, file, env, log } = this.#options;
     try {
-      const { config, warnings } = await loadConfig({ file, env });
+      const { config, origins, warnings } = await loadConfig({ file, env });
       for (const warning of warnings) log.warn(warning);
-      const { changed, needRestart } = app.reload(config);
+      const { changed, needRestart } = app.reload(config, origins);
       log.info({ reason, changed }, "configuration reloaded");
       if (needRestart.length > 0) log.warn({ needRestart }, "these settings change with a restart only");
     } catch (error) {

@@ -1,5 +1,5 @@
 import { parseSize, SIZE_REMEDY } from "../config/units.ts";
-import type { Told as ToldBy } from "../upkeep/job.ts";
+import type { Told as ToldBy } from "../jobs/attended.ts";
 import type { Finding, ScrubEvent, ScrubPhase, ScrubReport } from "../upkeep/scrub.ts";
 import { bytesText, timeText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
@@ -22,6 +22,7 @@ const PHASES: Record<ScrubPhase, string> = {
   manifests: "reading manifests",
   tags: "following tags",
   files: "looking for files without a row",
+  usage: "counting what namespaces hold",
 };
 
 type Told = ToldBy<ScrubEvent, ScrubReport>;
@@ -44,7 +45,7 @@ export function runScrub(args: string[], io: CommandIo): Promise<number> {
       {
         path: "/api/v1/scrub",
         body: { bandwidth },
-        start: (upkeep, tell, signal) => upkeep.scrub.start({ bandwidth }, tell, signal),
+        start: ({ upkeep }, tell, signal) => upkeep.scrub.start({ bandwidth }, tell, signal),
       },
       show(io),
       statusOf,
@@ -73,12 +74,12 @@ function show(io: CommandIo): (event: Told) => void {
   };
 }
 
-function described({ kind, digest, message, repositories, manifests }: Finding): string {
+function described({ kind, digest, namespace, message, repositories, manifests }: Finding): string {
   const places = [
     repositories.length > 0 ? `in ${repositories.join(", ")}` : "",
     manifests.length > 0 ? `of ${manifests.join(", ")}` : "",
   ].filter((place) => place !== "");
-  return [`${kind} ${digest}`, ...places.map((place) => `    ${place}`), `    ${message}`].join("\n");
+  return [`${kind} ${digest ?? namespace}`, ...places.map((place) => `    ${place}`), `    ${message}`].join("\n");
 }
 
 function summary({ blobs, manifests, tags, bytes, orphans, findings, repaired, ms }: ScrubReport): string {

@@ -2,8 +2,7 @@ import { writeSync } from "node:fs";
 import { open, type App } from "../app.ts";
 import { VERSION } from "../base/version.ts";
 import { createLog, type Logger } from "../base/log.ts";
-import { loadConfig } from "../config/load.ts";
-import type { Config } from "../config/schema.ts";
+import { loadConfig, type LoadedConfig } from "../config/load.ts";
 import { greeting } from "./greeting.ts";
 import { DONE, FAILED, parseOptions, runCommand, type CommandIo } from "./io.ts";
 import { readConfigText, Reloading } from "./reload.ts";
@@ -29,7 +28,7 @@ export function runServe(args: string[], io: CommandIo): Promise<number> {
     const { values } = parseOptions(args, { config: { type: "string" } });
     const file = values.config ?? (io.env["ENTREPOT_CONFIG"] || undefined);
     const text = file === undefined ? undefined : await readConfigText(file);
-    const { config, warnings } = await loadConfig({ file, env: io.env });
+    const { config, origins, warnings } = await loadConfig({ file, env: io.env });
     const log = await createLog(config.log);
     const signals = new Signals();
     process.once("uncaughtException", (failure, origin) => {
@@ -38,7 +37,7 @@ export function runServe(args: string[], io: CommandIo): Promise<number> {
     });
     for (const warning of warnings) log.warn(warning);
     try {
-      await run(config, log, async (app) => {
+      await run({ config, origins }, log, async (app) => {
         await using reloading = new Reloading({ app, file, text, env: io.env, log });
         signals.onHangup = () => reloading.reload("SIGHUP");
         if (io.stdout.isTTY) io.stdout.write(greeting(app.address, config.server.publicUrl, VERSION));
@@ -54,8 +53,12 @@ export function runServe(args: string[], io: CommandIo): Promise<number> {
   });
 }
 
-async function run(config: Config, log: Logger, until: (app: App) => Promise<void>): Promise<void> {
-  await using app = await open(config, { log });
+async function run(
+  { config, origins }: Pick<LoadedConfig, "config" | "origins">,
+  log: Logger,
+  until: (app: App) => Promise<void>,
+): Promise<void> {
+  await using app = await open(config, { log, origins });
   await until(app);
 }
 

@@ -1,11 +1,11 @@
 import { PassThrough } from "node:stream";
-import { openStoredContent } from "../app.ts";
+import type { StoredContent } from "../app.ts";
 import { createLog } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
-import type { Tell } from "../upkeep/job.ts";
-import type { Upkeep } from "../upkeep/upkeep.ts";
+import type { Tell } from "../jobs/attended.ts";
 import { Daemon, localAddress, LostDaemon, NoDaemon } from "./daemon.ts";
 import { barText, bytesText, cut } from "./format.ts";
+import { interruptible } from "./interrupt.ts";
 import { FAILED, UsageError, type CommandIo } from "./io.ts";
 import type { Terminal } from "./terminal.ts";
 
@@ -14,7 +14,7 @@ export interface Asked<Event> {
   path: string;
   body: object;
   /** The same without a daemon. */
-  start: (upkeep: Upkeep, tell: Tell<Event>, signal: AbortSignal) => Promise<void>;
+  start: (stored: Omit<StoredContent, keyof AsyncDisposable>, tell: Tell<Event>, signal: AbortSignal) => Promise<void>;
 }
 
 export interface Where {
@@ -67,13 +67,17 @@ export async function runJob<Event extends { type: string }>(
   const alive = setInterval(() => undefined, 60_000);
   let status = FAILED;
   try {
+    // With all its parts it takes a while to load: most often a daemon runs.
+    const { openStoredContent } = await import("../app.ts");
     await using stored = await openStoredContent(config, { log }).catch((cause: unknown) => {
       throw new Error(`${(cause as Error).message}\n(${reason})`, { cause });
     });
     const tell = async (event: Event): Promise<void> => {
       status = watch(event);
     };
-    await asked.start(stored.upkeep, tell, new AbortController().signal);
+    // Else the next daemon would go on with it.
+    using interrupt = interruptible();
+    await asked.start(stored, tell, interrupt.signal);
   } finally {
     clearInterval(alive);
   }

@@ -55,7 +55,7 @@ export function runWarm(args: string[], io: CommandIo): Promise<number> {
   });
 }
 
-function faultOfImage(image: string): string[] {
+export function faultOfImage(image: string): string[] {
   try {
     parseImageReference(image);
     return [];
@@ -64,7 +64,7 @@ function faultOfImage(image: string): string[] {
   }
 }
 
-function faultOfPlatform(platform: string): string[] {
+export function faultOfPlatform(platform: string): string[] {
   return PLATFORM.test(platform) ? [] : [`"${platform}" is no platform: write one such as linux/amd64 or linux/arm/v7`];
 }
 

@@ -24,11 +24,16 @@ function shown(value: unknown, path: Path): unknown {
   if (Array.isArray(value)) return value.map((child, index) => shown(child, [...path, index]));
   const schema = schemaAt(path);
   if (schema?.writeOnly) return REDACTED;
-  // A proxy's address may hold credentials.
-  if (typeof value === "string") return value.replace(/^(https?:\/\/)[^/]*@/, `$1${REDACTED}@`);
+  if (typeof value === "string") return withoutSecrets(value);
   if (typeof value !== "number") return value;
   if (schema?.["x-unit"] === "duration") return formatDuration(value);
   return schema?.["x-unit"] === "size" ? formatSize(value) : value;
+}
+
+/** A proxy's address may hold credentials, and a webhook's a token behind the path. */
+function withoutSecrets(text: string): string {
+  if (!/^https?:\/\//.test(text)) return text;
+  return text.replace(/^(https?:\/\/)[^/]*@/, `$1${REDACTED}@`).replace(/\?.*$/s, `?${REDACTED}`);
 }
 
 function linesOf(value: unknown, path: Path, origins: LoadedConfig["origins"]): string[] {

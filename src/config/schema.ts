@@ -7,6 +7,7 @@
 import { readFileSync } from "node:fs";
 import { isIP, isIPv6 } from "node:net";
 import { Cron } from "croner";
+import { validRange } from "semver";
 import { z } from "zod";
 import type { LogFormat, LogLevel } from "../base/log.ts";
 import { isComponent } from "../oci/reference.ts";
@@ -30,6 +31,7 @@ type DeepReadonly<T> = T extends (infer Item)[]
 /** Durations are milliseconds, sizes bytes, bandwidths bytes a second. Deeply frozen. */
 export type Config = DeepReadonly<z.output<typeof configSchema>>;
 export type UpstreamConfig = Config["upstreams"][string];
+export type WebhookConfig = Config["webhooks"][number];
 /** One address of a registry: an upstream's own, or one of its fallbacks. */
 export type EndpointConfig = UpstreamConfig["fallbacks"][number];
 /** Where credentials come from; a password file has been read already. */
@@ -338,7 +340,7 @@ const webhook = z
     url: reading(
       (text) => withoutCredentials(URL.canParse(text) ? new URL(text) : undefined)?.href,
       "is not an http or https URL without credentials",
-      "write an address such as https://ci.example.com/hook; a secret goes into secret or headers",
+      "write an address such as https://ci.example.com/hook; the key of signatures goes into secretFile",
     )
       .refine((url) => /^https?:/.test(url), "is not an http or https URL")
       .describe("Where events are posted to; redirects are not followed."),
@@ -380,9 +382,15 @@ const retentionRule = z
     keep: section(
       {
         tags: z.array(glob).prefault([]).describe("Globs of tags that always stay."),
-        semver: nonEmpty.optional().describe("Tags that are versions in this range stay, such as >=2 <4."),
-        latestPushed: whole(0, 0, 1_000_000, "So many of the tags that were pushed last stay."),
-        latestPulled: whole(0, 0, 1_000_000, "So many of the tags that were pulled last stay."),
+        semver: matching(
+          (text) => text.trim() !== "" && validRange(text) !== null,
+          "is not a range of versions",
+          'write a range such as ">=2 <4" or "^1.4"',
+        )
+          .optional()
+          .describe("Tags that are versions in this range stay, such as >=2 <4."),
+        latestPushed: whole(0, 0, 10_000, "So many of the tags that were pushed last stay."),
+        latestPulled: whole(0, 0, 10_000, "So many of the tags that were pulled last stay."),
         pushedWithin: duration("0s", "Tags that were pushed since then stay."),
         pulledWithin: duration("0s", "Tags that were pulled since then stay."),
       },
@@ -579,11 +587,11 @@ export const configSchema = z
   // Also after other faults, so that all are told at once: nothing about the shape may be taken for granted.
   .superRefine(checkNames, { when: () => true });
 
-/** Every name leads to one place: upstreams, their aliases and hosted namespaces do not overlap, and one upstream at most is the default. */
+/** Every name leads to one place: upstreams, their aliases and hosted namespaces do not overlap, and one upstream at most is the default; no two webhooks share one. */
 function checkNames(config: unknown, context: z.RefinementCtx): void {
   const refuse = (path: PropertyKey[], message: string, remedy: string) =>
     context.addIssue({ code: "custom", message, path, params: { remedy } });
-  const { upstreams, hosted }: Record<string, unknown> = isMapping(config) ? config : {};
+  const { upstreams, hosted, webhooks }: Record<string, unknown> = isMapping(config) ? config : {};
   const entries = Object.entries(isMapping(upstreams) ? upstreams : {}).filter(
     (entry): entry is [string, Record<string, unknown>] => isMapping(entry[1]),
   );
@@ -611,6 +619,15 @@ function checkNames(config: unknown, context: z.RefinementCtx): void {
     const owner = owners.get(namespace);
     if (owner !== undefined) {
       refuse(["hosted", "namespaces", index], `is a name of upstream ${owner}`, "choose another namespace");
+    }
+  }
+
+  const named = (Array.isArray(webhooks) ? webhooks : []).map((webhook: unknown) =>
+    isMapping(webhook) ? webhook["name"] : undefined,
+  );
+  for (const [index, name] of texts(named)) {
+    if (named.indexOf(name) < index) {
+      refuse(["webhooks", index, "name"], "is the name of another webhook", "give each a name of its own");
     }
   }
 }

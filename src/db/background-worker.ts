@@ -15,7 +15,8 @@ connections.writer.pragma("synchronous = NORMAL");
 connections.writer.pragma("foreign_keys = ON");
 connections.writer.pragma("wal_autocheckpoint = 0");
 connections.writer.pragma("busy_timeout = 0");
-for (const db of Object.values(connections)) db.pragma("mmap_size = 268435456");
+// What is mapped counts as memory of this process: a million tags took 60 MiB more with four times as much.
+for (const db of Object.values(connections)) db.pragma("mmap_size = 67108864");
 
 const statements = { reader: new Map<string, Sqlite.Statement>(), writer: new Map<string, Sqlite.Statement>() };
 

@@ -13,7 +13,8 @@
  * job_lines           what a job has to say of its work
  * schedules           when a schedule last came due
  * events              what happened, one row each; outlives what it is about
- * webhook_cursors     up to which event an endpoint has been told
+ * webhook_cursors     up to which event an endpoint has been told; while it fails: where the batch ends that is tried, how often it was
+ *                     tried, and how often in a row the endpoint has failed
  * webhook_failures    ranges of events that an endpoint did not take
  * namespace_content   what the hosted repositories of a namespace hold, each content once, and how many of them hold it
  * namespace_usage     the bytes of it; both are kept by triggers, whatever changes repository_content
@@ -29,6 +30,8 @@ export const MIGRATIONS: readonly string[] = [
       CASE WHEN upstream IS NULL THEN substr(name, 1, instr(name || '/', '/') - 1) END) STORED,
     created_at INTEGER NOT NULL
   ) STRICT;
+  CREATE INDEX repositories_hosted ON repositories (name) WHERE upstream IS NULL;
+  CREATE INDEX repositories_cached ON repositories (name) WHERE upstream IS NOT NULL;
   CREATE INDEX repositories_by_namespace ON repositories (namespace) WHERE namespace IS NOT NULL;
   CREATE TABLE blobs (
     digest TEXT PRIMARY KEY,
@@ -38,6 +41,7 @@ export const MIGRATIONS: readonly string[] = [
     used_at INTEGER NOT NULL
   ) STRICT;
   CREATE INDEX blobs_by_use ON blobs (used_at) WHERE upstream IS NOT NULL;
+  CREATE INDEX blobs_by_size ON blobs (size) WHERE upstream IS NOT NULL;
   CREATE TABLE manifests (
     digest TEXT PRIMARY KEY,
     media_type TEXT NOT NULL,
@@ -104,8 +108,9 @@ export const MIGRATIONS: readonly string[] = [
     state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'dead', 'cancelled')),
     attempts INTEGER NOT NULL DEFAULT 0,
     run_at INTEGER NOT NULL,
-    holder TEXT,
+    lease TEXT,
     leased_until INTEGER,
+    cancel_asked INTEGER NOT NULL DEFAULT 0,
     progress TEXT,
     result TEXT,
     error TEXT,
@@ -115,8 +120,11 @@ export const MIGRATIONS: readonly string[] = [
   ) STRICT;
   CREATE UNIQUE INDEX jobs_unfinished ON jobs (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running');
   CREATE INDEX jobs_due ON jobs (kind, priority DESC, run_at, id) WHERE state = 'queued';
+  CREATE INDEX jobs_next ON jobs (kind, run_at) WHERE state = 'queued';
+  CREATE INDEX jobs_by_kind ON jobs (kind, state);
+  CREATE INDEX jobs_by_state ON jobs (state, kind);
   CREATE INDEX jobs_leased ON jobs (leased_until) WHERE state = 'running';
-  CREATE INDEX jobs_ended ON jobs (ended_at) WHERE ended_at IS NOT NULL;
+  CREATE INDEX jobs_ended ON jobs (kind, ended_at) WHERE ended_at IS NOT NULL;
   CREATE TABLE job_lines (
     id INTEGER PRIMARY KEY,
     job_id INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
@@ -144,12 +152,23 @@ export const MIGRATIONS: readonly string[] = [
     request_id TEXT,
     detail TEXT
   ) STRICT;
-  CREATE INDEX events_by_repository ON events (repository, id);
-  CREATE INDEX events_by_actor ON events (actor, id);
   CREATE INDEX events_by_time ON events (at);
+  CREATE INDEX events_by_repository ON events (repository, at);
+  CREATE INDEX events_by_digest ON events (substr(digest, 8, 16), at) WHERE digest IS NOT NULL;
+  CREATE INDEX events_by_actor ON events (actor, at) WHERE actor IS NOT NULL;
+  CREATE INDEX events_refused ON events (at) WHERE outcome <> 'done';
+  CREATE INDEX events_changing ON events (action, at) WHERE action <> 'pull';
+  CREATE INDEX events_changing_repository ON events (repository, at) WHERE action <> 'pull';
   CREATE TABLE webhook_cursors (
     endpoint TEXT PRIMARY KEY,
-    event_id INTEGER NOT NULL
+    event_id INTEGER NOT NULL,
+    delivered_at INTEGER,
+    batch_end INTEGER,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    failing_since INTEGER,
+    retry_at INTEGER,
+    error TEXT
   ) STRICT, WITHOUT ROWID;
   CREATE TABLE webhook_failures (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -31,3 +31,12 @@ export function clientAddressReader(trustedProxies: readonly string[]): (request
 function plain(address: string | undefined): string {
   return (address ?? "").replace(/^::ffff:/, "");
 }
+
+const LOOPBACK = new BlockList();
+LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
+LOOPBACK.addAddress("::1", "ipv6");
+
+/** Whether a client's address is this machine's own; that of a client through a Unix socket is empty. */
+export function isOnThisMachine(address: string): boolean {
+  return address === "" || LOOPBACK.check(address, isIPv6(address) ? "ipv6" : "ipv4");
+}

@@ -1,5 +1,7 @@
 import type { ServerResponse } from "node:http";
 import { RegistryError } from "../oci/errors.ts";
+import { writeProblem } from "./api/problem.ts";
+import { API_VERSION } from "./exchange.ts";
 
 /** An error as the client sees it: what is not meant for it becomes an opaque 500 with the request's id. */
 export function toClientError(error: unknown, requestId: string): RegistryError {
@@ -15,25 +17,16 @@ export function writeError(response: ServerResponse, path: string, method: strin
     response.destroy();
     return;
   }
-  const registry = path.startsWith("/v2");
-  const body = Buffer.from(
-    JSON.stringify(
-      registry
-        ? error
-        : {
-            type: `urn:entrepot:error:${error.code.toLowerCase()}`,
-            title: error.code,
-            status: error.status,
-            detail: error.message,
-          },
-    ),
-  );
+  if (!path.startsWith("/v2")) {
+    writeProblem(response, method, error);
+    return;
+  }
+  const body = Buffer.from(JSON.stringify(error));
   const headers: Record<string, string | number> = {
-    "content-type": registry ? "application/json" : "application/problem+json",
+    ...API_VERSION,
+    "content-type": "application/json",
     "content-length": body.length,
-    "x-content-type-options": "nosniff",
   };
-  if (registry) headers["docker-distribution-api-version"] = "registry/2.0";
   // Source: RFC 9110 §15.5.6: a 405 names what is allowed.
   if (error.status === 405) headers["allow"] = "GET, HEAD";
   if (error.retryAfterSeconds !== undefined) headers["retry-after"] = Math.ceil(error.retryAfterSeconds);

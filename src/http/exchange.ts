@@ -1,4 +1,5 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Requester } from "../events/event.ts";
 
 /** What the log line of a request says beside what HTTP tells. */
 export interface Facts {
@@ -21,6 +22,8 @@ export interface Exchange {
   query: URLSearchParams;
   /** The client's address, or that which a trusted proxy tells. */
   client(): string;
+  /** Who sends it, for the record of what happens. */
+  requester(): Requester;
   /** What the log line and the metrics say of it. */
   note(facts: Facts): void;
 }
@@ -29,3 +32,11 @@ export const API_VERSION = {
   "docker-distribution-api-version": "registry/2.0",
   "x-content-type-options": "nosniff",
 } as const;
+
+/** A text as the value of a `Warning` header. Source: OCI distribution-spec, "Warnings": code 299, agent -, no date, at most 4096 bytes */
+export function warningValue(text: string): string {
+  return `299 - "${text
+    .replaceAll(/[^\x20-\x7e]/g, " ")
+    .replaceAll(/["\\]/g, "'")
+    .slice(0, 1000)}"`;
+}

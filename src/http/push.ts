@@ -1,4 +1,5 @@
 import type { IncomingMessage } from "node:http";
+import type { Requester } from "../events/event.ts";
 import { parseDigest, type DigestAlgorithm } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { MAX_MANIFEST_BYTES } from "../oci/manifest.ts";
@@ -6,13 +7,15 @@ import { isTag, parseRepositoryName, type RepositoryName, type Tag } from "../oc
 import type { Route } from "../oci/route.ts";
 import type { HostedRepositories, TagCondition } from "../registry/hosted.ts";
 import type { Hosted, Located } from "../registry/names.ts";
+import type { Quotas } from "../registry/quota.ts";
 import type { Placement, Upload } from "../store/uploads.ts";
 import { bodyOf, readBody } from "./body.ts";
-import { API_VERSION, type Exchange } from "./exchange.ts";
+import { API_VERSION, warningValue, type Exchange } from "./exchange.ts";
 import type { ProgressRule } from "./send.ts";
 
 export interface PushDeps {
   hosted: HostedRepositories;
+  quotas: Quotas;
   locate: (name: RepositoryName) => Located;
   progress: ProgressRule;
   /** Answered in front of every Location: `https://registry.example.com`, or nothing. */
@@ -21,7 +24,7 @@ export interface PushDeps {
   chunkMinLength: () => number;
 }
 
-type Written = Extract<Route, { kind: "manifest" | "blob" | "uploads" | "upload" }>;
+export type Written = Extract<Route, { kind: "manifest" | "blob" | "uploads" | "upload" }>;
 
 const MAX_TAGS = 100;
 const CONTENT_RANGE = /^(?:bytes[ =])?(\d{1,16})-(\d{1,16})(?:\/(?:\d{1,16}|\*))?$/;
@@ -35,9 +38,9 @@ export class Push {
   }
 
   /** Answers a request that writes, or that asks about an upload. @throws RegistryError as `HostedRepositories` */
-  async handle(exchange: Exchange, route: Written, located: Hosted): Promise<void> {
+  async handle(exchange: Exchange, route: Written, located: Hosted, by: Requester): Promise<void> {
     const { method } = exchange;
-    if (route.kind === "uploads" && method === "POST") return this.#start(exchange, route.name, located);
+    if (route.kind === "uploads" && method === "POST") return this.#start(exchange, route.name, located, by);
     if (route.kind === "upload") {
       if (method === "PATCH") return this.#append(exchange, route, located);
       if (method === "PUT") return this.#finish(exchange, route, located);
@@ -47,13 +50,13 @@ export class Push {
         return this.#answer(exchange, 204, {});
       }
     }
-    if (route.kind === "manifest" && method === "PUT") return this.#manifest(exchange, route, located);
+    if (route.kind === "manifest" && method === "PUT") return this.#manifest(exchange, route, located, by);
     if (route.kind === "manifest" && method === "DELETE") {
-      await this.#deps.hosted.deleteManifest(located, route.reference, conditionOf(exchange.request));
+      await this.#deps.hosted.deleteManifest(located, route.reference, conditionOf(exchange.request), by);
       return this.#answer(exchange, 202, { "content-length": 0 });
     }
     if (route.kind === "blob" && method === "DELETE") {
-      await this.#deps.hosted.deleteBlob(located, route.digest);
+      await this.#deps.hosted.deleteBlob(located, route.digest, by);
       return this.#answer(exchange, 202, { "content-length": 0 });
     }
     throw new RegistryError("UNSUPPORTED", `${method} is not supported here`);
@@ -61,7 +64,7 @@ export class Push {
 
   // ---- uploads ----
 
-  async #start(exchange: Exchange, name: RepositoryName, located: Hosted): Promise<void> {
+  async #start(exchange: Exchange, name: RepositoryName, located: Hosted, by: Requester): Promise<void> {
     const { hosted, chunkMinLength } = this.#deps;
     const { query, request } = exchange;
     const mount = query.get("mount");
@@ -69,8 +72,9 @@ export class Push {
       const digest = parseDigest(mount);
       const from = query.get("from");
       const source = from === null || from === "" ? undefined : this.#sourceOf(from);
-      if (source !== null && (await hosted.mount(located, digest, source))) {
+      if (source !== null && (await hosted.mount(located, digest, source, by))) {
         exchange.note({ result: "mounted" });
+        await this.#warn(exchange, located);
         return this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
       }
     }
@@ -79,9 +83,11 @@ export class Push {
       const digest = parseDigest(whole);
       const body = this.#body(exchange);
       await hosted.receive(located, digest, body, lengthOf(request));
+      await this.#warn(exchange, located);
       return this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
     }
     const upload = await hosted.startUpload(located, algorithmOf(query.get("digest-algorithm")));
+    await this.#warn(exchange, located);
     const least = chunkMinLength();
     this.#answer(exchange, 202, {
       ...this.#session(name, upload),
@@ -107,6 +113,7 @@ export class Push {
     const upload = await this.#keepingPlace(exchange, name, id, located, () =>
       this.#deps.hosted.append(located, id, body, placementOf(request)),
     );
+    await this.#warn(exchange, located);
     this.#answer(exchange, 202, { ...this.#session(name, upload), "content-length": 0 });
   }
 
@@ -123,6 +130,7 @@ export class Push {
     await this.#keepingPlace(exchange, name, id, located, () =>
       hosted.finishUpload(located, id, digest, body, placementOf(request)),
     );
+    await this.#warn(exchange, located);
     this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
   }
 
@@ -171,6 +179,7 @@ export class Push {
     exchange: Exchange,
     { name, reference }: Extract<Route, { kind: "manifest" }>,
     located: Hosted,
+    by: Requester,
   ): Promise<void> {
     const { request, query } = exchange;
     const tags = [...new Set(query.getAll("tag"))].map(tagOf);
@@ -189,12 +198,18 @@ export class Push {
         }),
       (taken) => exchange.note({ bytes: taken }),
     );
-    const { digest, subject } = await this.#deps.hosted.pushManifest(located, reference, {
-      bytes,
-      contentType: request.headers["content-type"],
-      tags,
-      condition: conditionOf(request),
-    });
+    const { digest, subject } = await this.#deps.hosted.pushManifest(
+      located,
+      reference,
+      {
+        bytes,
+        contentType: request.headers["content-type"],
+        tags,
+        condition: conditionOf(request),
+      },
+      by,
+    );
+    await this.#warn(exchange, located);
     this.#created(exchange, `/v2/${name}/manifests/${digest}`, digest, {
       ...(subject === undefined ? {} : { "oci-subject": subject }),
       ...(tags.length === 0 ? {} : { "oci-tag": tags }),
@@ -202,6 +217,13 @@ export class Push {
   }
 
   // ---- answers ----
+
+  /** With the answer of a push, the client is told that its namespace is nearly full. */
+  async #warn({ response }: Exchange, { repository }: Hosted): Promise<void> {
+    // The push is done, whatever becomes of this.
+    const text = await this.#deps.quotas.warning(repository).catch(() => undefined);
+    if (text !== undefined) response.setHeader("warning", warningValue(text));
+  }
 
   #created(exchange: Exchange, path: string, digest: string, headers: Record<string, string | string[]> = {}): void {
     exchange.note({ digest });

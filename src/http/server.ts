@@ -6,6 +6,7 @@ import type { Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import { parseListen, type Config } from "../config/schema.ts";
+import type { Requester } from "../events/event.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { clientAddressReader } from "./client-address.ts";
 import { toClientError, writeError } from "./errors.ts";
@@ -30,6 +31,9 @@ const UNWANTED_BODY_MS: Milliseconds = 5_000;
 
 /** How often a stopping server looks for connections that have nothing left to do. */
 const SWEEP_MS: Milliseconds = 50;
+
+/** Of what a client calls itself, so many characters are recorded. */
+const MAX_AGENT = 256;
 
 type Noted = Facts & { handler: string };
 
@@ -137,6 +141,12 @@ export class HttpServer {
     const id = `${this.#idPrefix}-${(++this.#requests).toString(36)}`;
     const facts: Noted = { handler: "other" };
     ctx.state["note"] = (more: Facts) => Object.assign(facts, more);
+    ctx.state["requester"] = (): Requester => ({
+      actor: undefined,
+      address: this.#clientAddress(ctx.req),
+      agent: ctx.req.headers["user-agent"]?.slice(0, MAX_AGENT),
+      requestId: id,
+    });
     ctx.res.setHeader("x-request-id", id);
     metrics.httpInFlight.inc();
     // Not Koa's: that one throws on a target that is no path.
@@ -199,6 +209,7 @@ export class HttpServer {
       path: question < 0 ? url : url.slice(0, question),
       query: new URLSearchParams(question < 0 ? "" : url.slice(question + 1)),
       client: () => this.#clientAddress(ctx.req),
+      requester: ctx.state["requester"] as Exchange["requester"],
       note: ctx.state["note"] as Exchange["note"],
     };
     if (!(await this.#deps.v2.handle(exchange))) return next();

@@ -1,4 +1,3 @@
-import { BlockList } from "node:net";
 import type { Metrics } from "../base/metrics.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
@@ -7,14 +6,19 @@ import { parseRange } from "../oci/range.ts";
 import { isDigest } from "../oci/digest.ts";
 import { parseRoute, type Route } from "../oci/route.ts";
 import type { Located } from "../registry/names.ts";
-import type { Registry } from "../registry/registry.ts";
-import { API_VERSION, type Exchange } from "./exchange.ts";
-import { Push } from "./push.ts";
-import { guardEnd, sendBlob, type ProgressRule } from "./send.ts";
+import type { Quotas } from "../registry/quota.ts";
+import type { Registry, Wanted } from "../registry/registry.ts";
+import { isOnThisMachine } from "./client-address.ts";
+import { API_VERSION, warningValue, type Exchange } from "./exchange.ts";
+import { Push, type Written } from "./push.ts";
+import { ClientGone, guardEnd, sendBlob, type ProgressRule } from "./send.ts";
 
 export interface V2Deps {
   registry: Registry;
+  quotas: Quotas;
   metrics: Metrics;
+  /** Whether a Host header is a name of this server. */
+  isOwnHost: (host: string | undefined) => boolean;
   progress: ProgressRule;
   /** Answered in front of every Location; undefined: Locations are relative. */
   publicUrl: string | undefined;
@@ -32,9 +36,10 @@ export class V2 {
 
   constructor(deps: V2Deps) {
     this.#deps = deps;
-    const { registry, progress, publicUrl } = deps;
+    const { registry, quotas, progress, publicUrl } = deps;
     this.#push = new Push({
       hosted: registry.hosted,
+      quotas,
       locate: (name) => registry.locate(name, undefined),
       progress,
       publicUrl,
@@ -58,13 +63,7 @@ export class V2 {
     const { method } = exchange;
     if (route.kind === "uploads" || route.kind === "upload" || !PULL_METHODS.has(method)) {
       if (route.kind === "tags" || route.kind === "referrers") throw methodNotAllowed(method);
-      // What is deleted has to be here; what is pushed may make its namespace.
-      const located =
-        method === "DELETE" && route.kind !== "upload"
-          ? this.#deps.registry.locateForDelete(route.name, ns)
-          : this.#deps.registry.locateForPush(route.name, ns);
-      this.#checkWriter(exchange);
-      await this.#push.handle(exchange, route, located);
+      await this.#write(exchange, route, ns);
       return true;
     }
     try {
@@ -82,15 +81,42 @@ export class V2 {
     return true;
   }
 
+  async #write(exchange: Exchange, route: Written, ns: string | undefined): Promise<void> {
+    const { registry } = this.#deps;
+    const { method } = exchange;
+    const by = exchange.requester();
+    try {
+      // What is deleted has to be here; what is pushed may make its namespace.
+      const located =
+        method === "DELETE" && route.kind !== "upload"
+          ? registry.locateForDelete(route.name, ns)
+          : registry.locateForPush(route.name, ns);
+      this.#checkWriter(exchange);
+      await this.#push.handle(exchange, route, located, by);
+    } catch (error) {
+      const wanted = wantedBy(method, route, ns);
+      if (wanted && !(error instanceof ClientGone)) registry.refused(wanted, error, by);
+      throw error;
+    }
+  }
+
   #mayWrite(exchange: Exchange): boolean {
     const { pushFrom } = this.#deps.hosted();
     const client = exchange.client();
     // A Unix socket's client has no address: who may open the socket is the file system's matter.
-    return pushFrom === "anywhere" || (pushFrom === "loopback" && (client === "" || isLoopback(client)));
+    return pushFrom === "anywhere" || (pushFrom === "loopback" && isOnThisMachine(client));
   }
 
   /** @throws RegistryError DENIED */
   #checkWriter(exchange: Exchange): void {
+    // Browsers name the page that a write comes from. One of a stranger runs on this machine, but not for whoever may push here.
+    const { origin } = exchange.request.headers;
+    if (this.#deps.hosted().pushFrom === "loopback" && origin !== undefined && !this.#deps.isOwnHost(hostOf(origin))) {
+      throw new RegistryError(
+        "DENIED",
+        `hosted.pushFrom is loopback, and a web page of ${origin.slice(0, 300)} sends this: pages push and delete from the server's own address only, such as localhost or server.publicUrl`,
+      );
+    }
     if (this.#mayWrite(exchange)) return;
     throw new RegistryError(
       "DENIED",
@@ -115,12 +141,14 @@ export class V2 {
     located: Located,
   ): Promise<void> {
     const { request, response, method } = exchange;
-    const answer = await this.#deps.registry.manifest(located, reference, method === "HEAD");
+    const answer = await this.#deps.registry.manifest(located, reference, method === "HEAD", exchange.requester());
     exchange.note({ result: answer.result, upstream: answer.upstream });
     const etag = `"${answer.digest}"`;
     const headers = {
       ...API_VERSION,
       "docker-content-digest": answer.digest,
+      // Its full name, however the client spelt it: an export is named by that.
+      "entrepot-repository": located.repository,
       etag,
       ...(isDigest(reference) ? IMMUTABLE : {}),
       ...scopeHeaders(located, answer.warning),
@@ -252,6 +280,23 @@ export class V2 {
   }
 }
 
+/** The change that a request is for; undefined: none, such as giving an upload up. */
+function wantedBy(method: string, route: Written, ns: string | undefined): Wanted | undefined {
+  const { name } = route;
+  if (route.kind === "manifest" && (method === "PUT" || method === "DELETE"))
+    return { action: method === "PUT" ? "push" : "delete", name, ns, reference: route.reference };
+  if (route.kind === "blob" && method === "DELETE") return { action: "delete", name, ns, reference: route.digest };
+  const uploads = route.kind === "uploads" ? method === "POST" : method === "PATCH" || method === "PUT";
+  return (route.kind === "uploads" || route.kind === "upload") && uploads
+    ? { action: "push", name, ns, reference: undefined }
+    : undefined;
+}
+
+/** Of an `Origin` header; the header itself where it names none. */
+function hostOf(origin: string): string {
+  return URL.canParse(origin) ? new URL(origin).host : origin;
+}
+
 const IMMUTABLE = { "cache-control": "max-age=31536000, immutable" };
 
 function scopeHeaders(located: Located, warning: string | undefined): Record<string, string> {
@@ -259,15 +304,7 @@ function scopeHeaders(located: Located, warning: string | undefined): Record<str
   if (namespace === undefined && warning === undefined) return {};
   return {
     ...(namespace === undefined ? {} : { "oci-namespace": namespace }),
-    // Source: OCI distribution-spec, "Warnings": code 299, agent -, no date, at most 4096 bytes.
-    ...(warning === undefined
-      ? {}
-      : {
-          warning: `299 - "${warning
-            .replaceAll(/[^\x20-\x7e]/g, " ")
-            .replaceAll(/["\\]/g, "'")
-            .slice(0, 1000)}"`,
-        }),
+    ...(warning === undefined ? {} : { warning: warningValue(warning) }),
   };
 }
 
@@ -317,14 +354,6 @@ function writeJson(exchange: Exchange, value: unknown, headers: Record<string, s
     ...headers,
   });
   exchange.response.end(exchange.method === "HEAD" ? undefined : body);
-}
-
-const LOOPBACK = new BlockList();
-LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
-LOOPBACK.addAddress("::1", "ipv6");
-
-function isLoopback(address: string): boolean {
-  return LOOPBACK.check(address, address.includes(":") ? "ipv6" : "ipv4");
 }
 
 function methodNotAllowed(method: string): RegistryError {

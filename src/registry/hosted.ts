@@ -1,6 +1,8 @@
 import { setImmediate as turn } from "node:timers/promises";
 import type { Clock } from "../base/clock.ts";
 import type { Config } from "../config/schema.ts";
+import type { NewEvent, Requester } from "../events/event.ts";
+import type { Journal } from "../events/journal.ts";
 import { algorithmOf, digestOf, isDigest, type Digest, type DigestAlgorithm } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { bareMediaType, isManifestType, ownBlobs, parseManifest, type Manifest } from "../oci/manifest.ts";
@@ -12,16 +14,19 @@ import {
   NamespaceTaken,
   NotMounted,
   type HostedCatalog,
+  type Place,
   type Referrer,
   type TagGuard,
 } from "../store/hosted-catalog.ts";
 import type { MemoryCache } from "../store/memory.ts";
+import { AllowanceExceeded } from "../store/namespaces.ts";
 import type { Placement, Upload, Uploads } from "../store/uploads.ts";
 import type { Usage } from "../store/usage.ts";
 import type { BlobAnswer, ManifestAnswer } from "./answers.ts";
 import type { Hosted as Located, Names } from "./names.ts";
 import type { Page } from "./page.ts";
 import { immutableTags } from "./policy.ts";
+import { QuotaExceeded, refusal, type Asked, type Quotas } from "./quota.ts";
 import type { StoredBlobs } from "./stored-blobs.ts";
 
 export interface HostedDeps {
@@ -33,9 +38,13 @@ export interface HostedDeps {
   blobs: BlobStore;
   stored: StoredBlobs;
   uploads: Uploads;
+  quotas: Quotas;
   memory: MemoryCache;
   usage: Usage;
+  journal: Journal;
   clock: Clock;
+  /** Whether the globs of its upstream let clients see a cached repository. */
+  isOpen: (repository: RepositoryName) => boolean;
   /** Keeps the count of what is cached: what is pushed is cached no more. */
   ledger: Ledger;
   onFault: (operation: string, error: unknown) => void;
@@ -87,6 +96,7 @@ export class HostedRepositories {
     const found = digest && (await catalog.findManifest(repository, digest));
     if (digest === undefined || !found?.linked) throw await this.#unknownManifest(repository, reference);
     const bytes = head ? undefined : await this.#read(repository, digest);
+    if (!head && !isDigest(reference)) usage.touchTag(repository, reference);
     const { mediaType, sizeBytes } = found;
     return { digest, mediaType, sizeBytes, bytes, warning: undefined, upstream: undefined, result: "hit" };
   }
@@ -185,17 +195,19 @@ export class HostedRepositories {
     return this.#deps.uploads.find(repository, id);
   }
 
-  /** @throws RegistryError as `Uploads.append` */
+  /** @throws RegistryError as `Uploads.append`; QuotaExceeded, the session is gone then */
   append(
     { repository }: Located,
     id: string,
     body: AsyncIterable<Buffer>,
     placement: Placement | undefined,
   ): Promise<Upload> {
-    return this.#deps.uploads.append(repository, id, body, placement);
+    return this.#going(repository, id, undefined, body, placement, (admitted) =>
+      this.#deps.uploads.append(repository, id, admitted, placement),
+    );
   }
 
-  /** Ends an upload: when the promise resolves, its blob is kept. @throws RegistryError as `Uploads.finish` */
+  /** Ends an upload: when the promise resolves, its blob is kept. @throws RegistryError as `Uploads.finish`; QuotaExceeded, the session is gone then */
   finishUpload(
     located: Located,
     id: string,
@@ -203,12 +215,39 @@ export class HostedRepositories {
     body: AsyncIterable<Buffer> | undefined,
     placement: Placement | undefined,
   ): Promise<void> {
-    return this.#deps.uploads.finish(located.repository, id, digest, body, placement, (sizeBytes) =>
-      this.#record(located, digest, sizeBytes),
+    const { repository } = located;
+    return this.#going(repository, id, digest, body, placement, (admitted) =>
+      this.#deps.uploads.finish(repository, id, digest, admitted, placement, (sizeBytes) =>
+        this.#record(located, id, digest, sizeBytes),
+      ),
     );
   }
 
-  /** Takes a whole blob in one request. @throws RegistryError as `Uploads.receive` */
+  /** Goes on with a session as far as the quota lets it. One that is refused is over: what came of it is given back. */
+  async #going<T, Body extends AsyncIterable<Buffer> | undefined>(
+    repository: RepositoryName,
+    id: string,
+    digest: Digest | undefined,
+    body: Body,
+    placement: Placement | undefined,
+    work: (body: Body | AsyncIterable<Buffer>) => Promise<T>,
+  ): Promise<T> {
+    const { quotas, uploads } = this.#deps;
+    if (!quotas.of(repository)) return work(body);
+    const { sizeBytes: hereBytes } = await uploads.find(repository, id);
+    // Bytes that belong elsewhere are not taken: the client is told so, and goes on.
+    const misplaced = placement?.firstByte !== undefined && placement.firstByte !== hereBytes;
+    const comingBytes = body && !misplaced ? placement?.lengthBytes : 0;
+    try {
+      return await quotas.taking(repository, id, { digest, hereBytes, comingBytes }, body, work);
+    } catch (error) {
+      // Where it was refused at its very end it is gone already; what can't be removed now expires.
+      if (error instanceof QuotaExceeded) await uploads.cancel(repository, id).catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** Takes a whole blob in one request. @throws RegistryError as `Uploads.receive`; QuotaExceeded */
   async receive(
     located: Located,
     digest: Digest,
@@ -216,27 +255,34 @@ export class HostedRepositories {
     lengthBytes: number | undefined,
   ): Promise<void> {
     await this.#checkClaims(located);
-    await this.#deps.uploads.receive(digest, body, lengthBytes, (sizeBytes) =>
-      this.#record(located, digest, sizeBytes),
+    const { quotas, uploads } = this.#deps;
+    const upload = Symbol("an upload without a session");
+    const asked: Asked = { digest, hereBytes: 0, comingBytes: lengthBytes };
+    await quotas.taking(located.repository, upload, asked, body, (admitted) =>
+      uploads.receive(digest, admitted, lengthBytes, (sizeBytes) => this.#record(located, upload, digest, sizeBytes)),
     );
   }
 
   /** @throws RegistryError BLOB_UPLOAD_UNKNOWN */
-  cancelUpload({ repository }: Located, id: string): Promise<void> {
-    return this.#deps.uploads.cancel(repository, id);
+  async cancelUpload({ repository }: Located, id: string): Promise<void> {
+    await this.#deps.uploads.cancel(repository, id);
+    this.#deps.quotas.forget(id);
   }
 
   /**
    * Lets the repository reach a blob that another one has, hosted or cached.
    * @param from the full name of that one; undefined: whichever has it
    * @returns false where it can't: the client sends the blob itself
+   * @throws QuotaExceeded: nor can that
    */
-  async mount(located: Located, digest: Digest, from: RepositoryName | undefined): Promise<boolean> {
-    const { hosted, blobs, catalog, clock, usage, ledger } = this.#deps;
+  async mount(located: Located, digest: Digest, from: RepositoryName | undefined, by: Requester): Promise<boolean> {
+    const { hosted, blobs, catalog, clock, usage, ledger, journal, quotas } = this.#deps;
     usage.touch(digest);
     await blobs.settled(digest);
-    const known = await catalog.findBlob(from ?? located.repository, digest);
-    if (!known || (from !== undefined && !known.linked)) return false;
+    const source = await this.#mountSource(digest, from);
+    if (source === undefined) return false;
+    const known = await catalog.findBlob(source, digest);
+    if (source === undefined || !known?.linked) return false;
     try {
       // Its row says that it is there; a client that sends nothing relies on its file.
       (await blobs.open(digest, known.sizeBytes)).close();
@@ -244,7 +290,17 @@ export class HostedRepositories {
       return false;
     }
     try {
-      const cached = await this.#push(located, () => hosted.mountBlob(located, from, digest, clock.now()));
+      const { repository } = located;
+      const { sizeBytes } = known;
+      const event: NewEvent = { action: "mount", outcome: "done", repository, digest, sizeBytes, by, detail: source };
+      const upload = Symbol("a mount");
+      const asked: Asked = { digest, hereBytes: 0, comingBytes: sizeBytes };
+      const cached = await quotas.taking(repository, upload, asked, undefined, () =>
+        this.#push(located, upload, (place) =>
+          hosted.mountBlob(place, source, digest, clock.now(), (tx) => journal.recordWithin(tx, [event])),
+        ),
+      );
+      journal.recorded();
       if (cached) ledger.removed([cached]);
       return true;
     } catch (error) {
@@ -253,20 +309,47 @@ export class HostedRepositories {
     }
   }
 
-  async #record(located: Located, digest: Digest, sizeBytes: number): Promise<void> {
-    const { hosted, stored, clock, ledger } = this.#deps;
-    const cached = await this.#push(located, () => hosted.addBlob(located, digest, sizeBytes, clock.now()));
-    if (cached) ledger.removed([cached]);
+  /** A repository from which a client could pull the blob, too. */
+  async #mountSource(digest: Digest, from: RepositoryName | undefined): Promise<RepositoryName | undefined> {
+    const { hosted, isOpen } = this.#deps;
+    const [first] = await hosted.holders(digest, "hosted", from);
+    return first ?? (await hosted.holders(digest, "cached", from)).find(isOpen);
+  }
+
+  async #record(located: Located, upload: string | symbol, digest: Digest, sizeBytes: number): Promise<void> {
+    const { hosted, stored, catalog, blobs, clock, ledger } = this.#deps;
+    try {
+      const cached = await this.#push(located, upload, (place) =>
+        hosted.addBlob(place, digest, sizeBytes, clock.now()),
+      );
+      if (cached) ledger.removed([cached]);
+    } catch (error) {
+      // Its file is in place by now, and may be somebody else's content, too.
+      if (error instanceof QuotaExceeded && !(await catalog.hasBlob(digest))) await blobs.remove(digest);
+      throw error;
+    }
     stored.proven(digest);
   }
 
-  /** A write that makes the namespace of a first push a hosted one. @throws RegistryError DENIED where it can't be */
-  async #push<T>({ claims }: Located, write: () => Promise<T>): Promise<T> {
+  /**
+   * A write that makes the namespace of a first push a hosted one.
+   * @param upload what ends with it
+   * @throws RegistryError DENIED where it can't be; QuotaExceeded
+   */
+  async #push<T>(
+    located: Located,
+    upload: string | symbol | undefined,
+    write: (place: Place) => Promise<T>,
+  ): Promise<T> {
+    const { names, quotas } = this.#deps;
+    const { repository, claims } = located;
+    const allowance = quotas.allowance(repository, upload);
     try {
-      const written = await write();
-      if (claims) this.#deps.names.host(claims.namespace);
+      const written = await write({ ...located, ...(allowance ? { allowance } : {}) });
+      if (claims) names.host(claims.namespace);
       return written;
     } catch (error) {
+      if (error instanceof AllowanceExceeded) throw quotaExceeded(error);
       throw error instanceof NamespaceTaken ? namespaceTaken(error) : error;
     }
   }
@@ -284,14 +367,15 @@ export class HostedRepositories {
    * Stores a manifest, then points the tags to it.
    * @returns its digest, and the subject that it was filed under
    * @throws RegistryError MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN (one for each content that is not there), DENIED for an
-   * immutable tag, or with status 412 where the condition does not hold
+   * immutable tag or a quota, or with status 412 where the condition does not hold
    */
   async pushManifest(
     located: Located,
     reference: Reference,
     { bytes, contentType, tags, condition }: PushedManifest,
+    by: Requester,
   ): Promise<{ digest: Digest; subject: Digest | undefined }> {
-    const { hosted, memory, clock, ledger, config } = this.#deps;
+    const { hosted, memory, clock, ledger, journal, config } = this.#deps;
     const { repository } = located;
     const digest = isDigest(reference) ? reference : digestOf(bytes);
     if (digestOf(bytes, algorithmOf(digest)) !== digest) {
@@ -308,17 +392,29 @@ export class HostedRepositories {
       if (current !== undefined && current !== digest && immutable(repository, tag))
         throw immutableTag(repository, tag);
     };
+    const moved = isDigest(reference) ? tags : [...new Set([reference, ...tags])];
+    const event: NewEvent = {
+      action: "push",
+      outcome: "done",
+      repository,
+      digest,
+      mediaType: manifest.mediaType,
+      sizeBytes: bytes.length,
+      by,
+    };
     try {
-      const cached = await this.#push(located, () =>
+      const cached = await this.#push(located, undefined, (place) =>
         hosted.addManifest(
-          located,
+          place,
           newManifest(digest, bytes, manifest),
           requiredBy(manifest),
-          isDigest(reference) ? tags : [...new Set([reference, ...tags])],
+          moved,
           guard,
           clock.now(),
+          (tx) => journal.recordWithin(tx, moved.length === 0 ? [event] : moved.map((tag) => ({ ...event, tag }))),
         ),
       );
+      journal.recorded();
       if (cached) ledger.removed([cached]);
     } catch (error) {
       throw error instanceof MissingReferences ? missingReferences(repository, error.digests) : error;
@@ -330,8 +426,13 @@ export class HostedRepositories {
   // ---- deletes ----
 
   /** @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN; DENIED for an immutable tag */
-  async deleteManifest({ repository }: Located, reference: Reference, condition: TagCondition): Promise<void> {
-    const { hosted } = this.#deps;
+  async deleteManifest(
+    { repository }: Located,
+    reference: Reference,
+    condition: TagCondition,
+    by: Requester,
+  ): Promise<void> {
+    const { hosted, journal } = this.#deps;
     this.#checkDelete();
     const immutable = immutableTags(this.#deps.config().immutableTags);
     const guard: TagGuard = (tag, current) => {
@@ -339,22 +440,33 @@ export class HostedRepositories {
       checkCondition(repository, tag, current, tag === reference ? condition : {});
     };
     const removed = isDigest(reference)
-      ? await hosted.removeManifest(repository, reference, guard)
-      : await hosted.removeTag(repository, reference, guard);
+      ? await hosted.removeManifest(repository, reference, guard, (tx, { tags, ...content }) =>
+          journal.recordWithin(tx, [
+            ...tags.map((tag) => deletion(repository, { tag, digest: reference, ...content }, "tag", by)),
+            deletion(repository, { digest: reference, ...content }, "manifest", by),
+          ]),
+        )
+      : await hosted.removeTag(repository, reference, guard, (tx, content) =>
+          journal.recordWithin(tx, [deletion(repository, { tag: reference, ...content }, "tag", by)]),
+        );
     if (!removed) throw await this.#unknownManifest(repository, reference);
+    journal.recorded();
   }
 
   /** @throws RegistryError BLOB_UNKNOWN, NAME_UNKNOWN; UNSUPPORTED while a manifest of the repository needs it */
-  async deleteBlob({ repository }: Located, digest: Digest): Promise<void> {
-    const { hosted } = this.#deps;
+  async deleteBlob({ repository }: Located, digest: Digest, by: Requester): Promise<void> {
+    const { hosted, journal } = this.#deps;
     this.#checkDelete();
-    const removed = await hosted.removeBlob(repository, digest);
+    const removed = await hosted.removeBlob(repository, digest, (tx, content) =>
+      journal.recordWithin(tx, [deletion(repository, { digest, ...content }, "blob", by)]),
+    );
     if (typeof removed === "object") {
       throw new RegistryError("UNSUPPORTED", `${digest} belongs to manifest ${removed.neededBy}: delete that first`, {
         detail: { digest, manifest: removed.neededBy },
       });
     }
     if (!removed) throw await this.#unknownBlob(repository, digest);
+    journal.recorded();
   }
 
   #checkDelete(): void {
@@ -401,6 +513,20 @@ export class HostedRepositories {
   }
 }
 
+function deletion(
+  repository: RepositoryName,
+  content: Pick<NewEvent, "tag" | "digest" | "mediaType" | "sizeBytes">,
+  detail: "tag" | "manifest" | "blob",
+  by: Requester,
+): NewEvent {
+  return { action: "delete", outcome: "done", repository, ...content, by, detail };
+}
+
+function quotaExceeded({ allowance, usedBytes, addedBytes }: AllowanceExceeded): QuotaExceeded {
+  const { namespace, maxBytes } = allowance;
+  return refusal({ namespace, maxBytes, usedBytes, underWayBytes: 0 }, addedBytes);
+}
+
 function namespaceTaken({ namespace, rival }: NamespaceTaken): RegistryError {
   return new RegistryError(
     "DENIED",
@@ -441,7 +567,7 @@ function checkType({ mediaType }: Manifest, contentType: string | undefined): vo
   }
 }
 
-function requiredBy(manifest: Manifest): { blobs: Digest[]; manifests: Digest[] } {
+export function requiredBy(manifest: Manifest): { blobs: Digest[]; manifests: Digest[] } {
   const unique = (digests: Digest[]): Digest[] => [...new Set(digests)];
   return {
     blobs: unique(ownBlobs(manifest).map(({ digest }) => digest)),

@@ -1,6 +1,8 @@
 import { setImmediate as turn } from "node:timers/promises";
+import type { Action, Outcome, Requester } from "../events/event.ts";
+import type { Journal } from "../events/journal.ts";
 import { RegistryError } from "../oci/errors.ts";
-import type { Digest } from "../oci/digest.ts";
+import { isDigest, type Digest } from "../oci/digest.ts";
 import type { Reference, RepositoryName } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { Catalog } from "../store/catalog.ts";
@@ -18,6 +20,15 @@ export interface PageRequest {
   last: string | undefined;
 }
 
+/** A change that a client has asked for. */
+export interface Wanted {
+  action: Exclude<Action, "pull">;
+  name: RepositoryName;
+  ns: string | undefined;
+  /** Of an upload that has just begun: undefined. */
+  reference: Reference | undefined;
+}
+
 const HOSTED_PAGE = 10_000;
 const SEARCHED_PER_TURN = 500;
 
@@ -26,14 +37,16 @@ export class Registry {
   readonly #names: Names;
   readonly #mirror: Mirror;
   readonly #catalog: Catalog;
+  readonly #journal: Journal;
   /** What is pushed here, and who takes the pushes. */
   readonly hosted: HostedRepositories;
 
-  constructor(names: Names, mirror: Mirror, hosted: HostedRepositories, catalog: Catalog) {
+  constructor(names: Names, mirror: Mirror, hosted: HostedRepositories, catalog: Catalog, journal: Journal) {
     this.#names = names;
     this.#mirror = mirror;
     this.hosted = hosted;
     this.#catalog = catalog;
+    this.#journal = journal;
   }
 
   /** @throws RegistryError as `Names.locate` */
@@ -63,11 +76,51 @@ export class Registry {
     return onlyHosted(this.#names.locate(name, ns));
   }
 
+  /**
+   * Records that a change was refused, or that it failed. What is a mistake of the client's own (a wrong digest, a missing blob, a
+   * condition of its own that does not hold) leaves no record.
+   */
+  refused({ action, name, ns, reference }: Wanted, error: unknown, by: Requester): void {
+    const outcome = outcomeOf(error);
+    if (outcome === undefined) return;
+    this.#journal.note({
+      action,
+      outcome,
+      repository: this.#fullName(name, ns),
+      ...(reference === undefined ? {} : isDigest(reference) ? { digest: reference } : { tag: reference }),
+      by,
+      detail: error instanceof RegistryError ? error.message.slice(0, MAX_REASON) : "internal error",
+    });
+  }
+
+  #fullName(name: RepositoryName, ns: string | undefined): RepositoryName {
+    try {
+      return this.#names.locateForPush(name, ns).repository;
+    } catch {
+      return name;
+    }
+  }
+
   /** @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
-  manifest(located: Located, reference: Reference, head: boolean): Promise<ManifestAnswer> {
-    return located.kind === "cached"
-      ? this.#mirror.manifest(located, reference, head)
-      : this.hosted.manifest(located, reference, head);
+  async manifest(located: Located, reference: Reference, head: boolean, by: Requester): Promise<ManifestAnswer> {
+    const answer =
+      located.kind === "cached"
+        ? await this.#mirror.manifest(located, reference, head)
+        : await this.hosted.manifest(located, reference, head);
+    if (!head) {
+      const { digest, mediaType, sizeBytes } = answer;
+      this.#journal.note({
+        action: "pull",
+        outcome: "done",
+        repository: located.repository,
+        ...(isDigest(reference) ? {} : { tag: reference }),
+        digest,
+        mediaType,
+        ...(sizeBytes === undefined ? {} : { sizeBytes }),
+        by,
+      });
+    }
+    return answer;
   }
 
   /** @throws RegistryError BLOB_UNKNOWN, NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
@@ -131,6 +184,14 @@ export class Registry {
   repositories(last: string, limit: number): Promise<RepositoryName[]> {
     return this.#catalog.listRepositories(last, limit);
   }
+}
+
+const MAX_REASON = 300;
+
+/** Undefined: a mistake of the client's own. */
+function outcomeOf(error: unknown): Outcome | undefined {
+  if (!(error instanceof RegistryError) || error.status >= 500) return "failed";
+  return error.status === 401 || error.status === 403 || error.status === 405 ? "denied" : undefined;
 }
 
 const HERE = { warning: undefined, upstream: undefined, result: "hit" } as const;

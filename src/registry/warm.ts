@@ -87,7 +87,7 @@ export class Warming {
 }
 
 /** A platform without a variant stands for all of them: some indexes name `arm64`, others `arm64/v8`. */
-function wanted(platforms: readonly string[], { os, architecture, variant }: Platform): boolean {
+export function wanted(platforms: readonly string[], { os, architecture, variant }: Platform): boolean {
   const named = `${os}/${architecture}`;
   return (
     platforms.length === 0 ||

@@ -114,14 +114,19 @@ export class Guard {
   readonly #realms: readonly string[];
   readonly #realmHosts: ReadonlySet<string>;
   readonly #allowPrivate: boolean;
+  readonly #neverMetadata: boolean;
   readonly #isTrusted: (host: string) => boolean;
 
-  constructor(config: Pick<EndpointConfig, "url" | "realms" | "trustedHosts" | "allowPrivate">) {
+  /** @param config neverMetadata: the metadata service is refused even where it is the configured address itself */
+  constructor(
+    config: Pick<EndpointConfig, "url" | "realms" | "trustedHosts" | "allowPrivate"> & { neverMetadata?: boolean },
+  ) {
     this.#endpoint = new URL(config.url);
     this.#host = bareHost(this.#endpoint.hostname);
     this.#realms = config.realms;
     this.#realmHosts = new Set(config.realms.map((realm) => bareHost(new URL(`http://${realm}`).hostname)));
     this.#allowPrivate = config.allowPrivate;
+    this.#neverMetadata = config.neverMetadata ?? false;
     this.#isTrusted =
       config.trustedHosts.length === 0 ? () => false : picomatch([...config.trustedHosts], { dot: true, nocase: true });
   }
@@ -174,7 +179,7 @@ export class Guard {
     if (reach === "public") return;
     const own = host === this.#host;
     if (reach === "metadata") {
-      if (own && isIP(host) !== 0) return;
+      if (own && isIP(host) !== 0 && !this.#neverMetadata) return;
       throw new RemoteError("refused", host, `is the metadata service ${address}, which is never asked`);
     }
     if (this.#mayBePrivate(host, own)) return;

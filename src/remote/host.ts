@@ -257,8 +257,8 @@ function readQuota(text: string | undefined): { count: number; windowSeconds: nu
   return { count: Number(match[1]), windowSeconds: match[2] === undefined ? undefined : Number(match[2]) };
 }
 
-/** Seconds from now, whole and not negative. Source: RFC 9110 §10.2.3 */
-function readRetryAfter(text: string | undefined, nowMs: Milliseconds): number | undefined {
+/** Seconds from now, whole and not negative; undefined for what is neither a number nor a date. Source: RFC 9110 §10.2.3 */
+export function readRetryAfter(text: string | undefined, nowMs: Milliseconds): number | undefined {
   if (text === undefined) return undefined;
   if (/^\d{1,9}$/.test(text)) return Number(text);
   const atMs = Date.parse(text);

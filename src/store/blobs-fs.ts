@@ -10,6 +10,7 @@ import {
   writev as writevFd,
   type Stats,
 } from "node:fs";
+import { randomUUID } from "node:crypto";
 import { mkdir, open, readdir, rename, rm, stat, statfs, truncate, unlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
@@ -25,6 +26,7 @@ import {
   type StagedUpload,
   type UploadFile,
 } from "./blobs.ts";
+import type { FileOutcome, FileThreads, ForeignFile } from "./file-threads.ts";
 
 /*
  * The tree under storage.root:
@@ -63,6 +65,12 @@ function codeOf(error: unknown): string | undefined {
   return (error as NodeJS.ErrnoException | undefined)?.code;
 }
 
+/** Where the content of a blob lies under storage.root. */
+export function blobPath(root: string, digest: Digest): string {
+  const hex = hexOf(digest);
+  return join(root, "blobs", algorithmOf(digest), hex.slice(0, 2), hex);
+}
+
 /** A file that someone reads now. */
 interface OpenFile {
   readers: number;
@@ -75,6 +83,9 @@ export class FileBlobStore implements BlobStore {
   readonly #failed = new Set<Digest>();
   /** Who is alone with a digest, or waits to be: the last of them. */
   readonly #turns = new Map<Digest, Promise<void>>();
+
+  /** Folders of blobs that are there, and on the disk. */
+  readonly #folders = new Set<string>();
 
   private constructor(root: string) {
     this.#root = root;
@@ -219,6 +230,43 @@ export class FileBlobStore implements BlobStore {
     return this.#turns.get(digest);
   }
 
+  async adopt(
+    files: readonly ForeignFile[],
+    { syncedAtMs, threads, signal }: { syncedAtMs: number | undefined; threads: FileThreads; signal: AbortSignal },
+  ): Promise<FileOutcome[]> {
+    const folders = [...new Set(files.map(({ digest }) => dirname(this.#path(digest))))];
+    const unknown = folders.filter((folder) => !this.#folders.has(folder));
+    await Promise.all(unknown.map((folder) => mkdir(folder, { recursive: true })));
+    const outcomes = await threads.run(
+      files.map((file) => {
+        // What is read from now on is the new file, whatever is known of one that was there.
+        this.#open.delete(file.digest);
+        this.#failed.delete(file.digest);
+        return {
+          verb: "place",
+          file,
+          place: this.#path(file.digest),
+          // Left there by a kill, it goes as an upload does whose session is gone.
+          temporary: this.#uploadPath(randomUUID()),
+          syncedAtMs,
+        };
+      }),
+      signal,
+    );
+    const parents = new Set(unknown.map((folder) => dirname(folder)));
+    await threads.run(
+      [...folders, ...parents].map((folder) => ({ verb: "sync", folder })),
+      signal,
+    );
+    for (const folder of unknown) this.#folders.add(folder);
+    return outcomes;
+  }
+
+  async isBeside(folder: string): Promise<boolean> {
+    const [here, there] = await Promise.all([stat(join(this.#root, "blobs")), stat(folder)]);
+    return here.dev === there.dev;
+  }
+
   async remove(digest: Digest): Promise<void> {
     await unlink(this.#path(digest)).catch((error: unknown) => {
       if (codeOf(error) !== "ENOENT") throw error;
@@ -254,8 +302,7 @@ export class FileBlobStore implements BlobStore {
   }
 
   #path(digest: Digest): string {
-    const hex = hexOf(digest);
-    return join(this.#root, "blobs", algorithmOf(digest), hex.slice(0, 2), hex);
+    return blobPath(this.#root, digest);
   }
 
   /** The partial files, of one digest or of all. `soundBytes` is undefined where they have no holes. */

@@ -1,5 +1,6 @@
 import type { Digest } from "../oci/digest.ts";
 import type { ByteRange } from "../oci/range.ts";
+import type { FileOutcome, FileThreads, ForeignFile } from "./file-threads.ts";
 
 /** Stands for the bytes of one stored file while anybody reads it. */
 export type Content = object;
@@ -109,6 +110,18 @@ export interface BlobStore {
   exclusive<T>(digests: readonly Digest[], work: () => Promise<T>): Promise<T>;
   /** Undefined where nobody is alone with the digest or waits to be; else resolves when all who do now are done. Never rejects. */
   settled(digest: Digest): Promise<void> | undefined;
+  /**
+   * Puts files from elsewhere in place as blobs: hard links where the file system lets, else copies. They must have been proven, or be left
+   * to a scrub; the caller is alone with their digests, and no row knows these. When it resolves, all of them are on the disk.
+   * @param options.syncedAtMs bytes that were written before are on the disk; undefined: it is not known of any
+   * @returns an outcome for each, in their order. @throws Error with `code` ENOSPC, EIO, …; the signal's reason
+   */
+  adopt(
+    files: readonly ForeignFile[],
+    options: { syncedAtMs: number | undefined; threads: FileThreads; signal: AbortSignal },
+  ): Promise<FileOutcome[]>;
+  /** Whether a folder's files can be linked to: it is on the same file system. */
+  isBeside(folder: string): Promise<boolean>;
   /** Idempotent. Readers that have it open go on. */
   remove(digest: Digest): Promise<void>;
   /** Takes a damaged blob out of the way, and keeps it for inspection. Idempotent. */

@@ -57,6 +57,13 @@ export interface Owner {
   upstream: string | undefined;
 }
 
+/** A tag of a hosted repository that was pulled. */
+export interface PulledTag {
+  repository: RepositoryName;
+  tag: Tag;
+  atMs: number;
+}
+
 /** A candidate of eviction, oldest use first. */
 export interface EvictionCandidate {
   digest: Digest;
@@ -316,6 +323,19 @@ export class Catalog {
       for (const digest of digests) {
         if ((await tx.run(TOUCH_BLOB, { digest, now: nowMs })) === 0)
           await tx.run(TOUCH_MANIFEST, { digest, now: nowMs });
+      }
+    });
+  }
+
+  /** Notes when tags were pulled. One statement each; callers batch. */
+  async touchTags(pulled: Iterable<PulledTag>): Promise<void> {
+    await this.#db.transaction("lazy", async (tx) => {
+      for (const { repository, tag, atMs } of pulled) {
+        await tx.run(
+          `UPDATE tags SET pulled_at = :atMs
+           WHERE name = :tag AND repository_id = (SELECT id FROM repositories WHERE name = :repository)`,
+          { repository, tag, atMs },
+        );
       }
     });
   }

@@ -11,6 +11,7 @@ import {
   type NewManifest,
   type Removed,
 } from "./catalog.ts";
+import { asAllowed, type Allowance } from "./namespaces.ts";
 
 /** A manifest that refers to another one, as the list of that one's referrers tells it. */
 export interface Referrer {
@@ -23,6 +24,27 @@ export interface Referrer {
 
 /** Who decides, within the transaction, whether a tag may move. Throws to refuse; then nothing of the transaction happens. */
 export type TagGuard = (tag: Tag, current: Digest | undefined) => void;
+
+/** Run in a change's own transaction, after it: what it writes is kept with the change or not at all, and if it throws, nothing happens. */
+export type Within<Change> = (tx: Writer, change: Change) => Promise<void>;
+
+/** The manifest that a tag pointed to. */
+export interface RemovedTag {
+  digest: Digest;
+  mediaType: string;
+  sizeBytes: number;
+}
+
+export interface RemovedManifest {
+  mediaType: string;
+  sizeBytes: number;
+  /** Those that went with it. */
+  tags: readonly Tag[];
+}
+
+export interface RemovedBlob {
+  sizeBytes: number;
+}
 
 /** What a manifest points to and its repository has to hold. */
 export interface Required {
@@ -41,6 +63,8 @@ export interface Claims {
 export interface Place {
   repository: RepositoryName;
   claims?: Claims;
+  /** Undefined: its namespace may hold as much as there is room for. */
+  allowance?: Allowance;
 }
 
 /** A namespace can't be hosted: the mirror holds this repository. */
@@ -76,10 +100,10 @@ type Row = Record<string, string | number | null>;
 
 const REPOSITORY_ID = "SELECT id FROM repositories WHERE name = :repository";
 const HOLDS_BLOB = `
-  SELECT 1 FROM repository_content c JOIN blobs b ON b.digest = c.digest
+  SELECT b.size AS "sizeBytes" FROM repository_content c JOIN blobs b ON b.digest = c.digest
   WHERE c.repository_id = :repositoryId AND c.digest = :digest`;
 const HOLDS_MANIFEST = `
-  SELECT 1 FROM repository_content c JOIN manifests m ON m.digest = c.digest
+  SELECT m.media_type AS "mediaType", m.size AS "sizeBytes" FROM repository_content c JOIN manifests m ON m.digest = c.digest
   WHERE c.repository_id = :repositoryId AND c.digest = :digest`;
 /** Tags of a manifest, and of the indexes of its repository that lead to it. CROSS: from the manifest up, never through a whole repository. */
 const TAGS_ABOVE = `
@@ -89,6 +113,14 @@ const TAGS_ABOVE = `
     SELECT e.parent FROM above a CROSS JOIN manifest_children e CROSS JOIN repository_content c
     WHERE e.child = a.digest AND c.digest = e.parent AND c.repository_id = :repositoryId)
   SELECT t.name, t.digest FROM above a CROSS JOIN tags t WHERE t.digest = a.digest AND t.repository_id = :repositoryId`;
+const HOLDERS = `
+  SELECT r.name FROM repository_content c JOIN repositories r ON r.id = c.repository_id
+  WHERE c.digest = :digest AND (:from IS NULL OR r.name = :from)`;
+const HOSTED_HOLDERS = `${HOLDERS} AND r.upstream IS NULL LIMIT 1`;
+const CACHED_HOLDERS = `${HOLDERS} AND r.upstream IS NOT NULL LIMIT 100`;
+const TAGGED = `
+  SELECT t.digest, m.media_type AS "mediaType", m.size AS "sizeBytes" FROM tags t JOIN manifests m ON m.digest = t.digest
+  WHERE t.repository_id = :repositoryId AND t.name = :tag`;
 const REFERRERS = `
   SELECT m.digest, m.media_type, m.size, m.artifact_type, m.annotations FROM manifests m
   WHERE m.subject = :subject AND m.digest > :last AND (:artifactType IS NULL OR m.artifact_type = :artifactType)
@@ -127,7 +159,7 @@ export class HostedCatalog {
   /**
    * Records a blob that was pushed, and whose file is in place.
    * @returns as what it was cached until now
-   * @throws NamespaceTaken
+   * @throws NamespaceTaken, AllowanceExceeded
    */
   async addBlob(place: Place, digest: Digest, sizeBytes: number, nowMs: number): Promise<Removed | undefined> {
     const { repository } = place;
@@ -149,28 +181,45 @@ export class HostedCatalog {
   }
 
   /**
+   * Repositories that reach a digest; of many, a few.
+   * @param from only that one
+   */
+  async holders(
+    digest: Digest,
+    kind: "hosted" | "cached",
+    from: RepositoryName | undefined,
+  ): Promise<RepositoryName[]> {
+    const rows = await this.#db.all<{ name: RepositoryName }>(kind === "hosted" ? HOSTED_HOLDERS : CACHED_HOLDERS, {
+      digest,
+      from: from ?? null,
+    });
+    return rows.map(({ name }) => name);
+  }
+
+  /**
    * Lets a repository reach a blob of another one, and pins it.
-   * @param from undefined: whatever repository has it
    * @returns as what it was cached until now; undefined: it was pushed
-   * @throws NotMounted where the other has none; NamespaceTaken
+   * @throws NotMounted where the other has none; NamespaceTaken, AllowanceExceeded
    */
   async mountBlob(
     place: Place,
-    from: RepositoryName | undefined,
+    from: RepositoryName,
     digest: Digest,
     nowMs: number,
+    within: Within<void>,
   ): Promise<Removed | undefined> {
     const { repository } = place;
     const mounted = await this.#push(place, nowMs, async (tx) => {
       const row = await tx.get<Removed>(
         `SELECT b.size AS "sizeBytes", b.upstream FROM blobs b WHERE b.digest = :digest AND EXISTS (
            SELECT 1 FROM repository_content c JOIN repositories r ON r.id = c.repository_id
-           WHERE c.digest = b.digest AND (:from IS NULL OR r.name = :from))`,
-        { digest, from: from ?? null },
+           WHERE c.digest = b.digest AND r.name = :from)`,
+        { digest, from },
       );
       if (!row) throw new NotMounted();
       await tx.run("UPDATE blobs SET upstream = NULL, used_at = :now WHERE digest = :digest", { digest, now: nowMs });
       await link(tx, { repository, upstream: undefined }, digest, nowMs);
+      await within(tx);
       return row.upstream === null ? undefined : row;
     });
     this.#catalog.forget(repository, digest);
@@ -180,7 +229,7 @@ export class HostedCatalog {
   /**
    * Stores a manifest that has been verified, then points the tags to it.
    * @returns as what it was cached until now
-   * @throws MissingReferences, NamespaceTaken; whatever `guard` throws
+   * @throws MissingReferences, NamespaceTaken, AllowanceExceeded; whatever `guard` throws
    */
   async addManifest(
     place: Place,
@@ -189,6 +238,7 @@ export class HostedCatalog {
     tags: readonly Tag[],
     guard: TagGuard,
     nowMs: number,
+    within: Within<void>,
   ): Promise<Removed | undefined> {
     const { repository } = place;
     const owner = { repository, upstream: undefined };
@@ -216,6 +266,7 @@ export class HostedCatalog {
           { repositoryId, tag, digest, now: nowMs },
         );
       }
+      await within(tx);
       return known;
     });
     this.#catalog.forget(repository, manifest.digest);
@@ -223,7 +274,10 @@ export class HostedCatalog {
     return cached;
   }
 
-  /** A write that may make the repository's namespace a hosted one: with the write, or not at all. */
+  /**
+   * A write that may make the repository's namespace a hosted one: with the write, or not at all.
+   * @throws NamespaceTaken, AllowanceExceeded
+   */
   #push<T>(place: Place, nowMs: number, work: (tx: Writer) => Promise<T>): Promise<T> {
     return this.#db.transaction("durable", async (tx) => {
       if (place.claims) {
@@ -233,20 +287,21 @@ export class HostedCatalog {
           now: nowMs,
         });
       }
-      return work(tx);
+      return place.allowance ? asAllowed(tx, place.allowance, () => work(tx)) : work(tx);
     });
   }
 
   // ---- deletes ----
 
   /** @returns whether there was such a tag @throws whatever `guard` throws */
-  async removeTag(repository: RepositoryName, tag: Tag, guard: TagGuard): Promise<boolean> {
+  async removeTag(repository: RepositoryName, tag: Tag, guard: TagGuard, within: Within<RemovedTag>): Promise<boolean> {
     const removed = await this.#db.transaction("durable", async (tx) => {
       const repositoryId = await findRepository(tx, repository);
-      const current = repositoryId === undefined ? undefined : await tagDigest(tx, repositoryId, tag);
+      const current = repositoryId === undefined ? undefined : await tx.get<RemovedTag>(TAGGED, { repositoryId, tag });
       if (repositoryId === undefined || current === undefined) return false;
-      guard(tag, current);
+      guard(tag, current.digest);
       await tx.run("DELETE FROM tags WHERE repository_id = :repositoryId AND name = :tag", { repositoryId, tag });
+      await within(tx, current);
       return true;
     });
     this.#catalog.forgetTag(repository, tag);
@@ -259,10 +314,19 @@ export class HostedCatalog {
    * @returns whether it was there
    * @throws whatever `guard` throws
    */
-  async removeManifest(repository: RepositoryName, digest: Digest, guard: TagGuard): Promise<boolean> {
+  async removeManifest(
+    repository: RepositoryName,
+    digest: Digest,
+    guard: TagGuard,
+    within: Within<RemovedManifest>,
+  ): Promise<boolean> {
     const tags = await this.#db.transaction("durable", async (tx) => {
       const repositoryId = await findRepository(tx, repository);
-      if (repositoryId === undefined || !(await tx.get(HOLDS_MANIFEST, { repositoryId, digest }))) return undefined;
+      const held =
+        repositoryId === undefined
+          ? undefined
+          : await tx.get<Omit<RemovedManifest, "tags">>(HOLDS_MANIFEST, { repositoryId, digest });
+      if (repositoryId === undefined || !held) return undefined;
       const rows = await tx.all<{ name: Tag; digest: Digest }>(TAGS_ABOVE, { repositoryId, digest });
       for (const tag of rows) guard(tag.name, tag.digest);
       await tx.run("DELETE FROM tags WHERE digest = :digest AND repository_id = :repositoryId", {
@@ -270,11 +334,13 @@ export class HostedCatalog {
         digest,
       });
       await unlink(tx, repositoryId, digest);
-      return rows.filter((tag) => tag.digest === digest);
+      const removed = rows.filter((tag) => tag.digest === digest).map(({ name }) => name);
+      await within(tx, { ...held, tags: removed });
+      return removed;
     });
     if (!tags) return false;
     this.#catalog.forget(repository, digest);
-    for (const { name } of tags) this.#catalog.forgetTag(repository, name);
+    for (const tag of tags) this.#catalog.forgetTag(repository, tag);
     return true;
   }
 
@@ -282,10 +348,16 @@ export class HostedCatalog {
    * Takes a blob out of a repository, unless one of its manifests needs it.
    * @returns that manifest, or whether the blob was there
    */
-  async removeBlob(repository: RepositoryName, digest: Digest): Promise<boolean | { neededBy: Digest }> {
+  async removeBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    within: Within<RemovedBlob>,
+  ): Promise<boolean | { neededBy: Digest }> {
     const removed = await this.#db.transaction("durable", async (tx) => {
       const repositoryId = await findRepository(tx, repository);
-      if (repositoryId === undefined || !(await tx.get(HOLDS_BLOB, { repositoryId, digest }))) return false;
+      const held =
+        repositoryId === undefined ? undefined : await tx.get<RemovedBlob>(HOLDS_BLOB, { repositoryId, digest });
+      if (repositoryId === undefined || !held) return false;
       const parent = await tx.get<{ parent: Digest }>(
         `SELECT e.parent FROM manifest_children e JOIN repository_content c ON c.digest = e.parent
          WHERE e.child = :digest AND c.repository_id = :repositoryId LIMIT 1`,
@@ -293,6 +365,7 @@ export class HostedCatalog {
       );
       if (parent) return { neededBy: parent.parent };
       await unlink(tx, repositoryId, digest);
+      await within(tx, held);
       return true;
     });
     this.#catalog.forget(repository, digest);
@@ -346,7 +419,7 @@ export class HostedCatalog {
 }
 
 /** @throws NamespaceTaken */
-async function refuseRival(db: Reader, { namespace, rivals }: Claims): Promise<void> {
+export async function refuseRival(db: Reader, { namespace, rivals }: Claims): Promise<void> {
   if (!rivals) return;
   const rival = await db.get<{ name: RepositoryName }>(
     "SELECT name FROM repositories WHERE name = :repository OR (name >= :first AND name < :end) LIMIT 1",

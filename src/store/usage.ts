@@ -1,13 +1,14 @@
 import { setImmediate as turn } from "node:timers/promises";
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Digest } from "../oci/digest.ts";
-import type { Catalog } from "./catalog.ts";
+import type { RepositoryName, Tag } from "../oci/reference.ts";
+import type { Catalog, PulledTag } from "./catalog.ts";
 
 const FLUSH_MS: Milliseconds = 30_000;
 /** Rows per transaction: a few hundred updates hold the event loop for about a millisecond. */
 const BATCH = 200;
 
-/** Notes which content was used, and writes it in batches: a pull costs no write. */
+/** Notes which content was used and which tags were pulled, and writes it in batches: a pull costs no write. */
 export class Usage implements AsyncDisposable {
   readonly #catalog: Catalog;
   readonly #clock: Clock;
@@ -15,8 +16,10 @@ export class Usage implements AsyncDisposable {
   readonly #stop = new AbortController();
   readonly #loop: Promise<void>;
   #used = new Set<Digest>();
+  #pulled = new Map<string, PulledTag>();
   /** What is being written, by each who does. */
   readonly #written = new Set<ReadonlySet<Digest>>();
+  readonly #writtenTags = new Set<ReadonlyMap<string, PulledTag>>();
 
   constructor(catalog: Catalog, clock: Clock, onFault: (operation: string, error: unknown) => void) {
     this.#catalog = catalog;
@@ -29,6 +32,17 @@ export class Usage implements AsyncDisposable {
     this.#used.add(digest);
   }
 
+  /** Notes that a tag of a hosted repository was pulled. */
+  touchTag(repository: RepositoryName, tag: Tag): void {
+    this.#pulled.set(`${repository}:${tag}`, { repository, tag, atMs: this.#clock.now() });
+  }
+
+  /** Whether a pull of it is noted and not written yet. */
+  pendingTag(repository: RepositoryName, tag: Tag): boolean {
+    const key = `${repository}:${tag}`;
+    return this.#pulled.has(key) || this.#writtenTags.values().some((tags) => tags.has(key));
+  }
+
   /** Whether its use is noted and not written yet: what the database says of it is out of date. */
   pending(digest: Digest): boolean {
     return this.#used.has(digest) || this.#written.values().some((digests) => digests.has(digest));
@@ -36,6 +50,29 @@ export class Usage implements AsyncDisposable {
 
   /** Writes what has gathered. Eviction does so first: the order of use decides what goes. */
   async flush(): Promise<void> {
+    await Promise.all([this.#flushContent(), this.#flushTags()]);
+  }
+
+  async #flushTags(): Promise<void> {
+    const written = this.#pulled;
+    const pulled = [...written];
+    this.#pulled = new Map();
+    this.#writtenTags.add(written);
+    try {
+      for (let at = 0; at < pulled.length; at += BATCH) {
+        await this.#catalog.touchTags(pulled.slice(at, at + BATCH).map(([, tag]) => tag));
+        await turn();
+      }
+    } catch (error) {
+      // A newer pull of it stays.
+      for (const [key, tag] of pulled) if (!this.#pulled.has(key)) this.#pulled.set(key, tag);
+      this.#onFault("touch tags", error);
+    } finally {
+      this.#writtenTags.delete(written);
+    }
+  }
+
+  async #flushContent(): Promise<void> {
     const written = this.#used;
     const used = [...written];
     this.#used = new Set();

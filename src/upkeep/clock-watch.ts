@@ -11,7 +11,8 @@ export class ClockWatch {
   readonly #clock: Clock;
   #wallMs: Milliseconds;
   #steadyMs: Milliseconds;
-  #jumps: { atMs: Milliseconds; gainedMs: Milliseconds }[] = [];
+  /** All of them: whoever asks for less must not forget them for others. */
+  readonly #jumps: { atMs: Milliseconds; gainedMs: Milliseconds }[] = [];
 
   constructor(clock: Clock) {
     this.#clock = clock;
@@ -34,7 +35,7 @@ export class ClockWatch {
   /** By how much what is younger than `ageMs` may look too old. */
   gainedMs(ageMs: Milliseconds): Milliseconds {
     this.look();
-    this.#jumps = this.#jumps.filter(({ atMs }) => performance.now() - atMs < ageMs);
-    return this.#jumps.reduce((sum, { gainedMs }) => sum + gainedMs, 0);
+    const sinceMs = performance.now() - ageMs;
+    return this.#jumps.reduce((sum, { atMs, gainedMs }) => (atMs > sinceMs ? sum + gainedMs : sum), 0);
   }
 }

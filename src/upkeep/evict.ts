@@ -197,7 +197,7 @@ export class Evictor implements Space, Ledger {
       if (chosen.length > 0) {
         gone += await blobs.exclusive(
           chosen.map(({ digest }) => digest),
-          () => this.#remove(chosen),
+          async () => bytesOf(await this.#remove(chosen, "space")),
         );
       } else if (candidates.length < limit) break;
       // What is in use is skipped, so a batch may hold nothing that may go: then look further.
@@ -206,7 +206,23 @@ export class Evictor implements Space, Ledger {
     return gone;
   }
 
-  async #remove(chosen: readonly EvictionCandidate[]): Promise<Bytes> {
+  /** Takes contents away that somebody has chosen, but for those in use. */
+  async purge(contents: readonly EvictionCandidate[]): Promise<{ contents: number; bytes: Bytes; inUse: number }> {
+    const { blobs, inFlight } = this.#deps;
+    const flying = inFlight();
+    const free = contents.filter(({ digest }) => !blobs.isOpen(digest) && !flying.has(digest));
+    const purged = { contents: 0, bytes: 0, inUse: contents.length - free.length };
+    for (let at = 0; at < free.length; at += BATCH) {
+      const chosen = free.slice(at, at + BATCH);
+      const digests = chosen.map(({ digest }) => digest);
+      const removed = await blobs.exclusive(digests, () => this.#remove(chosen, "purge"));
+      purged.contents += removed.length;
+      purged.bytes += bytesOf(removed);
+    }
+    return purged;
+  }
+
+  async #remove(chosen: readonly EvictionCandidate[], reason: "space" | "purge"): Promise<readonly Removed[]> {
     const { catalog, blobs, memory, inFlight, log, metrics } = this.#deps;
     const digestsOf = (kind: EvictionCandidate["kind"]): Digest[] =>
       chosen.filter((candidate) => candidate.kind === kind).map(({ digest }) => digest);
@@ -216,16 +232,20 @@ export class Evictor implements Space, Ledger {
       ...(await catalog.evictManifests(digestsOf("manifest"))),
     ];
     this.removed(removed);
-    const gone = removed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    const bytes = bytesOf(removed);
     for (const { digest } of chosen) memory.delete(digest);
     for (const digest of digestsOf("blob")) {
       // It may have been pushed since it was chosen, or be coming back.
       if (inFlight().has(digest) || (await catalog.hasBlob(digest))) continue;
       await blobs.remove(digest).catch((error: unknown) => log.warn({ digest, err: error }, "could not remove a file"));
     }
-    this.#freed(gone);
-    metrics.cacheEvictions.inc({ reason: "space" }, removed.length);
-    log.info({ contents: removed.length, bytes: gone }, "evicted from the cache");
-    return gone;
+    this.#freed(bytes);
+    metrics.cacheEvictions.inc({ reason }, removed.length);
+    log.info({ reason, contents: removed.length, bytes }, "evicted from the cache");
+    return removed;
   }
+}
+
+function bytesOf(removed: readonly Removed[]): Bytes {
+  return removed.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
 }

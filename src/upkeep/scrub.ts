@@ -9,21 +9,26 @@ import { BlobFault, type BlobStore } from "../store/blobs.ts";
 import type { Catalog, Ledger } from "../store/catalog.ts";
 import type { Holders, Inventory, ListedBlob, ListedManifest } from "../store/inventory.ts";
 import type { MemoryCache } from "../store/memory.ts";
+import type { UsageAudit } from "../store/usage-audit.ts";
 import { proveStored } from "../store/proving-reader.ts";
+import { recount } from "./recount.ts";
 import { shareOf } from "./share.ts";
 import { Steps } from "./steps.ts";
 
-export type ScrubPhase = "blobs" | "manifests" | "tags" | "files";
+export type ScrubPhase = "blobs" | "manifests" | "tags" | "files" | "usage";
 
 /** Something that is wrong with what is stored. */
 export interface Finding {
   type: "finding";
   /**
    * `missing`, `damaged`: the file of a blob, or the bytes of a manifest. `unreadable`: the disk does not give it; it stays where it is.
-   * `dangling`: a manifest or a tag points to what is not there.
+   * `dangling`: a manifest or a tag points to what is not there. `miscounted`: what is counted of a namespace is not what it holds.
    */
-  kind: "missing" | "damaged" | "unreadable" | "dangling";
-  digest: Digest;
+  kind: "missing" | "damaged" | "unreadable" | "dangling" | "miscounted";
+  /** Absent of what is miscounted. */
+  digest?: Digest;
+  /** Of what is miscounted. */
+  namespace?: string;
   /** Those that reach it, or cannot. Of many, twenty. */
   repositories: RepositoryName[];
   /** Those that point to it. Of many, twenty. */
@@ -61,6 +66,7 @@ export interface Repair {
 export interface ScrubDeps {
   bandwidth: () => Bytes;
   inventory: Inventory;
+  audit: UsageAudit;
   catalog: Catalog;
   blobs: BlobStore;
   memory: MemoryCache;
@@ -80,7 +86,8 @@ const TELL_EVERY_MS: Milliseconds = 250;
 const PAUSE_MS: Milliseconds = 1_000;
 
 /**
- * Reads everything that is stored and proves it: files of blobs, bytes of manifests, that hosted manifests and tags have what they point to.
+ * Reads everything that is stored and proves it: files of blobs, bytes of manifests, that hosted manifests and tags have what they point to,
+ * and that what is counted of namespaces is what they hold.
  *
  * What is wrong is told, and a damaged file goes to quarantine: whoever brings the blob again, by a push or from its upstream, repairs it for
  * all who had it. Where a cached repository has it, that is done at once. What can't be read stays: a disk may recover.
@@ -104,6 +111,7 @@ export class Scrubber {
     await run.manifests();
     await run.tags();
     await run.files();
+    await run.usage();
     return { ...run.counts, ms: Math.round(performance.now() - startedAtMs) };
   }
 }
@@ -298,6 +306,28 @@ class Run {
       await this.#progress();
     }
     this.#reach("files", scanned, scanned);
+    await this.#progress(true);
+  }
+
+  async usage(): Promise<void> {
+    const { audit, inventory, metrics, log } = this.#deps;
+    const most = await inventory.lastRepository();
+    let looked = 0;
+    const reached = (rows: number, repositoryId: number): Promise<void> => {
+      looked = rows;
+      this.#reach("usage", rows, (rows * most) / repositoryId);
+      return this.#progress();
+    };
+    for await (const { namespace, countedBytes, heldBytes, contents } of recount(audit, this.#steps, reached)) {
+      const kind = "miscounted";
+      this.counts.findings++;
+      this.counts.repaired++;
+      metrics.scrubFindings.inc({ kind, repaired: "true" });
+      log.warn({ kind, namespace, countedBytes, heldBytes, contents }, "scrub found damage");
+      const message = `namespace ${namespace} was counted as ${countedBytes} bytes and holds ${heldBytes}, ${contents} of its contents were counted wrongly: the count is right again`;
+      await this.#tell({ type: "finding", kind, namespace, repositories: [], manifests: [], repaired: true, message });
+    }
+    this.#reach("usage", looked, looked);
     await this.#progress(true);
   }
 

@@ -1,99 +1,146 @@
-import type { Bytes, Clock, Milliseconds } from "../base/clock.ts";
+import { z } from "zod";
+import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
-import type { UpkeepRuns } from "../store/upkeep-runs.ts";
-import type { ClockWatch } from "./clock-watch.ts";
+import { Attended, DEDUPE } from "../jobs/attended.ts";
+import { Hopeless } from "../jobs/kind.ts";
+import type { JobQueue } from "../jobs/queue.ts";
+import type { JobContext, JobRunner, Outcome } from "../jobs/runner.ts";
+import type { JobSchedule } from "../jobs/schedule.ts";
 import type { GarbageCollector, GcEvent, GcReport } from "./gc.ts";
-import { Job } from "./job.ts";
-import { runOnSchedule } from "./schedule.ts";
+import type { Retention, RetentionEvent, RetentionOptions, RetentionReport } from "./retention.ts";
 import type { Scrubber, ScrubEvent, ScrubReport } from "./scrub.ts";
 
 export interface UpkeepDeps {
   collector: GarbageCollector;
   scrubber: Scrubber;
-  runs: UpkeepRuns;
-  clock: Clock;
-  watch: ClockWatch;
+  retention: Retention;
+  queue: JobQueue;
+  runner: JobRunner;
+  schedule: JobSchedule;
+  /** From the end of one run to the next; read whenever they are needed; 0: never. */
+  intervals: () => { gc: Milliseconds; scrub: Milliseconds };
+  /** When retention runs: a cron expression in UTC, or `never`. */
+  retentionSchedule: () => string;
   log: Logger;
   metrics: Metrics;
-  onFault: (operation: string, error: unknown) => void;
 }
 
-/** The jobs that look after what is stored: by hand and, between {@link begin} and {@link stop}, on their schedule. */
+const gcPayload = z.object({ dryRun: z.boolean() });
+const retentionPayload = z.object({ dryRun: z.boolean(), removeAll: z.boolean(), repository: z.string().optional() });
+const scrubPayload = z.object({ bandwidth: z.int().positive().optional() });
+
+/** The jobs that look after what is stored: by hand and on their schedule. */
 export class Upkeep {
-  readonly gc: Job<{ dryRun: boolean }, GcEvent, GcReport>;
-  readonly scrub: Job<{ bandwidth?: Bytes | undefined }, ScrubEvent, ScrubReport>;
-  readonly #deps: UpkeepDeps;
-  readonly #stop = new AbortController();
-  #schedule: Promise<void> | undefined;
+  readonly gc: Attended<{ dryRun: boolean }, GcEvent, GcReport>;
+  readonly scrub: Attended<{ bandwidth?: Bytes | undefined }, ScrubEvent, ScrubReport>;
+
+  readonly retention: Attended<RetentionOptions, RetentionEvent, RetentionReport>;
 
   constructor(deps: UpkeepDeps) {
-    this.#deps = deps;
-    const { collector, scrubber, log, metrics } = deps;
-    this.gc = new Job({
-      name: "garbage collection",
-      work: ({ dryRun }, tell, signal) => collector.run({ dryRun }, tell, signal),
-      ended: async ({ dryRun }, outcome) => {
-        if (dryRun) return;
-        if ("report" in outcome) {
-          metrics.gcDuration.set(outcome.report.ms / 1000);
-          log.info(outcome.report, "garbage collected");
-        } else if (!outcome.stopped) log.error({ err: outcome.error }, "garbage collection failed");
-        await this.#ended("gc", metrics.gcRuns, outcome);
-      },
-    });
-    this.scrub = new Job({
-      name: "a scrub",
-      work: (options, tell, signal) => scrubber.run(options, tell, signal),
-      ended: async (_, outcome) => {
-        if ("report" in outcome) {
-          metrics.scrubDuration.set(outcome.report.ms / 1000);
-          log.info(outcome.report, "scrubbed");
-        } else if (!outcome.stopped) log.error({ err: outcome.error }, "the scrub failed");
-        await this.#ended("scrub", metrics.scrubRuns, outcome);
-      },
-    });
-  }
-
-  /** @param intervals read whenever they are needed; 0: never */
-  begin(intervals: () => { gc: Milliseconds; scrub: Milliseconds }): void {
-    const never = new AbortController().signal;
-    const silent = (): Promise<void> => Promise.resolve();
-    const jobs = [
-      {
-        name: "gc",
-        intervalMs: () => intervals().gc,
-        start: () => {
-          if (!this.gc.isRunning) void this.gc.start({ dryRun: false }, silent, never);
+    const { collector, scrubber, retention, queue, runner, schedule, intervals, retentionSchedule, log, metrics } =
+      deps;
+    this.gc = new Attended({
+      queue,
+      runner,
+      title: "garbage collection",
+      kind: {
+        kind: "gc",
+        parse: (payload) => gcPayload.parse(payload),
+        run: ({ dryRun }, context) => collector.run({ dryRun }, (event) => tellOf(context, event), context.signal),
+        ended: async ({ dryRun }, outcome) => {
+          if (dryRun) return;
+          if (outcome.how === "done") {
+            metrics.gcDuration.set(outcome.result.ms / 1000);
+            log.info(outcome.result, "garbage collected");
+          }
+          metrics.gcRuns.inc({ result: resultOf(outcome) });
+          if (isOver(outcome, this.gc.isAttended)) await schedule.ended("gc");
         },
       },
-      {
-        name: "scrub",
-        intervalMs: () => intervals().scrub,
-        start: () => {
-          if (!this.scrub.isRunning) void this.scrub.start({}, silent, never);
+    });
+    this.scrub = new Attended({
+      queue,
+      runner,
+      title: "a scrub",
+      kind: {
+        kind: "scrub",
+        parse: (payload) => scrubPayload.parse(payload),
+        run: (options, context) => {
+          const tell = (event: ScrubEvent): Promise<void> => {
+            if (event.type === "finding") context.line(`${event.kind} ${event.digest}: ${event.message}`);
+            return tellOf(context, event);
+          };
+          return scrubber.run(options, tell, context.signal);
+        },
+        ended: async (_, outcome) => {
+          if (outcome.how === "done") {
+            metrics.scrubDuration.set(outcome.result.ms / 1000);
+            log.info(outcome.result, "scrubbed");
+          }
+          metrics.scrubRuns.inc({ result: resultOf(outcome) });
+          if (isOver(outcome, this.scrub.isAttended)) await schedule.ended("scrub");
         },
       },
-    ];
-    this.#schedule = runOnSchedule({ ...this.#deps, jobs }, this.#stop.signal);
+    });
+    this.retention = new Attended({
+      queue,
+      runner,
+      title: "retention",
+      kind: {
+        kind: "retention",
+        parse: (payload) => retentionPayload.parse(payload),
+        run: (options, context) => {
+          const tell = (event: RetentionEvent): Promise<void> => {
+            if (event.type === "refused") {
+              context.line(event.message);
+              if (!options.dryRun)
+                log.error({ rule: event.rule }, "a retention rule would remove all that it is about: it is left out");
+            }
+            return tellOf(context, event);
+          };
+          // A daemon that was killed must not go on with that unasked.
+          if (options.removeAll && !this.retention.isAttended)
+            throw new Hopeless("whoever said that rules may remove all is gone: ask again");
+          return retention.run(options, tell, context.signal);
+        },
+        ended: ({ dryRun }, outcome) => {
+          if (dryRun) return;
+          if (outcome.how === "done") log.info(outcome.result, "retention rules applied");
+          const isRefused = outcome.how === "done" && outcome.result.refused > 0;
+          metrics.retentionRuns.inc({ result: isRefused ? "refused" : resultOf(outcome) });
+        },
+      },
+    });
+    schedule.add({
+      name: "retention",
+      when: () => (retentionSchedule() === "never" ? undefined : { cron: retentionSchedule() }),
+      job: () => ({ kind: "retention", payload: { dryRun: false, removeAll: false }, dedupe: DEDUPE }),
+    });
+    schedule.add({
+      name: "gc",
+      when: () => (intervals().gc > 0 ? { everyMs: intervals().gc } : undefined),
+      job: () => ({ kind: "gc", payload: { dryRun: false }, dedupe: DEDUPE }),
+    });
+    schedule.add({
+      name: "scrub",
+      when: () => (intervals().scrub > 0 ? { everyMs: intervals().scrub } : undefined),
+      job: () => ({ kind: "scrub", payload: {}, dedupe: DEDUPE }),
+    });
   }
+}
 
-  /** Ends what runs; what it has done stays done. */
-  async stop(): Promise<void> {
-    this.#stop.abort();
-    await Promise.all([this.gc.stop(), this.scrub.stop(), this.#schedule]);
-  }
+/** The row holds how far it is, not the last thing found. */
+function tellOf<Event extends { type: string }>(context: JobContext<Event>, event: Event): Promise<void> {
+  return event.type === "progress" ? context.progress(event) : context.tell(event);
+}
 
-  async #ended(
-    job: string,
-    counter: Metrics["gcRuns"],
-    outcome: { report: object } | { error: unknown; stopped: boolean },
-  ): Promise<void> {
-    const stopped = "error" in outcome && outcome.stopped;
-    counter.inc({ result: "report" in outcome ? "done" : stopped ? "stopped" : "failed" });
-    // What was stopped is begun again when the daemon is back; what failed waits for its next time.
-    if (stopped) return;
-    const { runs, clock, onFault } = this.#deps;
-    await runs.ended(job, clock.now()).catch((error: unknown) => onFault(`note the end of ${job}`, error));
-  }
+function resultOf({ how }: Outcome<object>): "done" | "failed" | "stopped" {
+  if (how === "done") return "done";
+  return how === "dead" ? "failed" : "stopped";
+}
+
+/** What failed, or was cancelled by hand, waits for its next time. Whoever only left has not said that it is not wanted. */
+function isOver({ how }: Outcome<object>, isAttended: boolean): boolean {
+  return how === "done" || how === "dead" || (how === "cancelled" && !isAttended);
 }

@@ -7,13 +7,18 @@ import { writeFile } from "node:fs/promises";
 import { availableParallelism, loadavg } from "node:os";
 import { parseArgs } from "node:util";
 import { coldPullRow, fanoutRow, firstByteRow, memoryRow } from "./cold-rows.ts";
+import { eventsRow } from "./events-row.ts";
+import { exportRow } from "./export-row.ts";
 import { gcRow } from "./gc-row.ts";
+import { importRow } from "./import-row.ts";
 import { Lab, missingPrograms, versionOf } from "./lab.ts";
 import { catalogRow, tagsRow } from "./listing-rows.ts";
 import { pushImageRow, pushLayerRow } from "./push-rows.ts";
 import type { Bench, Row } from "./runner.ts";
+import { retentionRow } from "./retention-row.ts";
 import { startRow } from "./start-row.ts";
 import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
+import { webhookRow } from "./webhook-row.ts";
 import { configRow, layerRow, manifestRow } from "./warm-rows.ts";
 
 const ROWS: Record<string, Row> = {
@@ -30,6 +35,11 @@ const ROWS: Record<string, Row> = {
   tags: tagsRow,
   catalog: catalogRow,
   gc: gcRow,
+  export: exportRow,
+  retention: retentionRow,
+  webhooks: webhookRow,
+  import: importRow,
+  events: eventsRow,
 };
 const PROGRAMS = ["docker-registry", "wrk"];
 const PAGE = new URL("../../docs/benchmarks.md", import.meta.url);

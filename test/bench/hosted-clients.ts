@@ -17,7 +17,9 @@ export type HostedTask =
   /** One client reads these paths, one after the other. Answers with the milliseconds of each. */
   | { kind: "pages"; port: number; paths: string[]; names?: number }
   /** Pulls at a pace, each pull of another image that `images` has pushed. Answers with `Paced`. */
-  | { kind: "paced"; port: number; clients: number; imagesEach: number; perSecond: number; until: Until };
+  | { kind: "paced"; port: number; clients: number; imagesEach: number; perSecond: number; until: Until }
+  /** POSTs a JSON body, and reads what is told as fast as it comes. Answers with `Told`. */
+  | { kind: "told"; port: number; path: string; body: object };
 
 /** For that time, or from the sending of a POST of `{}` until its answer has ended. */
 type Until = { ms: number } | { post: string };
@@ -33,6 +35,12 @@ export interface Paced {
   ms: number[];
   /** The last line of the answer to the POST. */
   report: string;
+}
+
+export interface Told {
+  ms: number;
+  /** The last line. */
+  last: string;
 }
 
 const CHUNK_BYTES = 32 * 1024;
@@ -190,8 +198,8 @@ async function readPages({ port, paths, names }: Extract<HostedTask, { kind: "pa
     const startedAt = performance.now();
     const body = await read(agent, port, "GET", path);
     ms.push(performance.now() - startedAt);
-    const page = JSON.parse(body) as { tags?: string[]; repositories?: string[] };
-    const found = (page.tags ?? page.repositories)?.length;
+    const page = JSON.parse(body) as { tags?: string[]; repositories?: string[]; items?: unknown[] };
+    const found = (page.tags ?? page.repositories ?? page.items)?.length;
     if (names !== undefined && found !== names) throw new Error(`${path}: ${found} names`);
   }
   agent.destroy();
@@ -217,6 +225,20 @@ function read(agent: Agent | undefined, port: number, method: string, path: stri
     sent.once("error", reject);
     sent.end(method === "POST" ? "{}" : undefined);
   });
+}
+
+async function hear({ port, path, body }: Extract<HostedTask, { kind: "told" }>): Promise<Told> {
+  const startedAt = performance.now();
+  const headers = { "content-type": "application/json" };
+  const answer = await fetch(`http://127.0.0.1:${port}${path}`, {
+    method: "POST",
+    headers,
+    body: JSON.stringify(body),
+  });
+  if (!answer.ok || !answer.body) throw new Error(`${path}: status ${answer.status}: ${await answer.text()}`);
+  let last = Buffer.alloc(0);
+  for await (const piece of answer.body) last = Buffer.concat([last, piece]).subarray(-1000);
+  return { ms: performance.now() - startedAt, last: last.toString("utf8").trimEnd().split("\n").at(-1) ?? "" };
 }
 
 type PacedTask = Extract<HostedTask, { kind: "paced" }>;
@@ -276,6 +298,7 @@ function perform(task: HostedTask): Promise<unknown> {
   if (task.kind === "make-layers") return makeLayers(task);
   if (task.kind === "layers") return pushLayers(task);
   if (task.kind === "images") return pushImages(task);
+  if (task.kind === "told") return hear(task);
   return task.kind === "pages" ? readPages(task) : pullPaced(task);
 }
 

@@ -48,8 +48,11 @@ export class Lab implements AsyncDisposable {
     return mkdtemp(join(this.folder, `${name}-`));
   }
 
-  /** Entrepot as `npm start` starts it: defaults, the line per request included, its log in a file. */
-  async startEntrepot(upstreamPort: number, root?: string): Promise<Server> {
+  /**
+   * Entrepot as `npm start` starts it: defaults, the line per request included, its log in a file.
+   * @param more further keys of the configuration
+   */
+  async startEntrepot(upstreamPort: number, root?: string, more: object = {}): Promise<Server> {
     const port = await freePort();
     const folder = await this.newFolder("entrepot");
     const config = join(folder, "entrepot.yaml");
@@ -58,7 +61,9 @@ export class Lab implements AsyncDisposable {
       `server: {listen: "127.0.0.1:${port}"}
 storage: {root: ${JSON.stringify(root ?? join(folder, "data"))}}
 upstreams: {docker.io: {url: "http://127.0.0.1:${upstreamPort}"}}
-`,
+${Object.entries(more)
+  .map(([key, value]) => `${key}: ${JSON.stringify(value)}\n`)
+  .join("")}`,
     );
     const [, ...args] = packageJson.scripts.start.split(" ");
     return this.#startServer("Entrepot", port, "/readyz", folder, process.execPath, [...args, "--config", config]);
@@ -175,7 +180,7 @@ async function answers(port: number, path: string): Promise<boolean> {
   }
 }
 
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = createServer().listen(0, "127.0.0.1");
   await new Promise((resolve) => server.once("listening", resolve));
   const { port } = server.address() as AddressInfo;

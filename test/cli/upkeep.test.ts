@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
-import { writeFile } from "node:fs/promises";
+import { once } from "node:events";
+import { truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PassThrough } from "node:stream";
 import { test } from "node:test";
@@ -12,7 +13,8 @@ import { startRegistry, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
 import { layerOf } from "../registry/clients.ts";
 import { aMomentLater, pushBlob, pushImage, select, send } from "../kit/hosted.ts";
-import { place, run, serve, type Place } from "./processes.ts";
+import { RegistryFolder } from "../moving/registry-folder.ts";
+import { begin, place, run, serve, type Place } from "./processes.ts";
 
 const image = makeImage({ layers: [30_000] });
 
@@ -100,6 +102,56 @@ test("a daemon that was named and does not answer is told, and no storage is tou
     assert.deepEqual([status, stdout], [1, ""]);
     assert.match(stderr, /no daemon answers at http:\/\/127\.0\.0\.1:1 \(ECONNREFUSED\)/);
   }
+});
+
+test("what a person ends by Ctrl-C is cancelled: no daemon goes on with it later", async () => {
+  await using here = await place(CONFIG);
+  const source = new RegistryFolder(join(here.path, "source"));
+  await source.image("team/app", image, "1");
+  // It takes a while to find that it is damaged.
+  await truncate(source.data(layerOf(image).digest), 1024 ** 3);
+  await using running = begin(["import", source.path, "--config", here.config]);
+  await once(running.stdout, "data");
+  running.kill("SIGINT");
+  const { status, stdout } = await running.ended;
+  assert.deepEqual([status, linesOf(stdout).at(-1)], [1, "✗ it was cancelled"]);
+  const jobs = select({ root: join(here.path, "data") }, "SELECT kind, state FROM jobs");
+  assert.deepEqual(jobs, [{ kind: "import", state: "cancelled" }]);
+});
+
+test("retention tells why each tag stays or goes, with and without a daemon, and what it refuses with the exit status", async () => {
+  const rules = [
+    { repositories: ["team/app"], keep: { tags: ["latest"] } },
+    { repositories: ["team/*"], keep: { tags: ["v*"] } },
+  ];
+  const config = { ...CONFIG, retention: { schedule: "never", rules } };
+  await using here = await place(config);
+  {
+    await using registry = await startRegistry({ config, root: join(here.path, "data") });
+    for (const tag of ["1", "latest"]) await pushImage(registry, "team/app", image, tag);
+    await pushImage(registry, "team/zoo", image, "1");
+    const dry = await run(["retention", "--dry-run", "--repository", "team/a*", "--server", registry.url]);
+    assert.equal(dry.status, 1, dry.stderr);
+    const [refused, ...lines] = linesOf(dry.stdout).filter((line) => !line.startsWith("looking"));
+    assert.match(
+      refused ?? "",
+      /^! retention\.rules\[1\] \(team\/\*\) would remove the only tag that it is about.*--remove-all$/,
+    );
+    assert.deepEqual(lines.slice(0, -1), [
+      "team/app:1 goes: no rule keeps it; pushed just now, never pulled",
+      "team/app:latest kept: it matches latest",
+    ]);
+    assert.match(lines.at(-1) ?? "", /^✓ would remove 1 tag, kept 1, in 1 repository that a rule is about, in /);
+    await send(registry, 200, "HEAD", "/v2/team/app/manifests/1");
+  }
+  const { status, stdout, stderr } = await run(["retention", "--remove-all", "--json", "--config", here.config]);
+  assert.equal(status, 0, stderr);
+  const { type, removed, refused } = eventsOf(stdout).at(-1) ?? {};
+  assert.deepEqual([type, removed, refused], ["done", 2, 0]);
+  await using registry = await start(here);
+  const tags = select(registry, "SELECT name FROM tags");
+  assert.deepEqual(tags, [{ name: "latest" }]);
+  assert.equal(select(registry, "SELECT * FROM events WHERE actor = 'retention'").length, 2);
 });
 
 test("scrub says that all is right, or names what is wrong and who needs it, with the exit status", async () => {

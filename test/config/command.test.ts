@@ -134,3 +134,20 @@ test("wrong usage says how it is right", async () => {
   }
   assert.equal((await run(["--help"])).status, 0);
 });
+
+test("print redacts the secrets of webhooks, wherever they come from", async () => {
+  await using folder = await folderWith({ secret: "hunter2\n" });
+  const webhooks = [
+    { name: "ci", url: "https://ci.example.com/", secretFile: folder.path("secret") },
+    { name: "audit", url: "https://audit.example.com/", secret: "hunter3" },
+    { name: "open", url: "https://open.example.com/hook?token=hunter4" },
+  ];
+  const env = { ENTREPOT_WEBHOOKS: JSON.stringify(webhooks) };
+  assert.equal(parseConfig({ webhooks }).webhooks[0]?.secret, "hunter2");
+  for (const args of [["print"], ["print", "--json"]]) {
+    const { status, stdout } = await run(args, env);
+    assert.equal(status, 0);
+    assert.ok(!stdout.includes("hunter"), stdout);
+    assert.equal(stdout.split("[redacted]").length - 1, 3);
+  }
+});

@@ -198,6 +198,20 @@ test("an alias cannot stand for two upstreams, nor a hosted namespace for one", 
   ]);
 });
 
+test("two webhooks do not share a name, and an address holds no credentials", () => {
+  const [ci, audit] = [
+    { name: "ci", url: "https://ci.example.com/hook" },
+    { name: "audit", url: "http://127.0.0.1:9000/" },
+  ];
+  assert.deepEqual(faultsOf({ webhooks: [ci, audit] }), []);
+  assert.deepEqual(faultsOf({ webhooks: [ci, audit, ci] }), ["webhooks[2].name is the name of another webhook"]);
+  const withPassword = { name: "x", url: "https://me:pw@ci.example.com/" };
+  assert.deepEqual(faultsOf({ webhooks: [withPassword] }), [
+    "webhooks[0].url is not an http or https URL without credentials",
+  ]);
+  assert.equal(faultsOf({ webhooks: [{ ...ci, secret: "a", secretFile: "b" }] }).length, 1);
+});
+
 test("a client certificate and its key come together", () => {
   assert.deepEqual(upstreamFaults({ tls: { ca: "ca.pem", certificate: "a.pem", key: "a.key" } }), []);
   assert.deepEqual(upstreamFaults({ tls: { certificate: "a.pem" } }), [

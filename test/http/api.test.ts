@@ -73,7 +73,7 @@ test("a blob is told to be here when it is, not when somebody else has begun to 
   const body = JSON.stringify({ images: ["docker.io/library/app:1"] });
   client.send(
     "POST /api/v1/warm HTTP/1.1",
-    "Host: x",
+    "Host: localhost",
     "Content-Type: application/json",
     `Content-Length: ${body.length}`,
   );
@@ -140,7 +140,7 @@ test("who leaves while an image is being warmed ends it", async () => {
   const body = JSON.stringify({ images: ["app:1", "app:2"] });
   client.send(
     "POST /api/v1/warm HTTP/1.1",
-    "Host: x",
+    "Host: localhost",
     "Content-Type: application/json",
     `Content-Length: ${body.length}`,
   );
@@ -179,5 +179,6 @@ test("a body that is none of JSON, or not the one wanted, is 400; another type 4
   const huge = await warm(mirror, " ".repeat(1024 * 1024 + 1));
   assert.equal(huge.status, 413);
   assert.match(String(jsonOf(huge)["detail"]), /larger than 1048576 bytes/);
-  assert.equal((await mirror.get("/api/v1/warm")).status, 404);
+  const read = await mirror.get("/api/v1/warm");
+  assert.deepEqual([read.status, read.headers["allow"]], [405, "POST"]);
 });

@@ -61,13 +61,17 @@ export async function isStored(registry: TestRegistry, content: Content | Publis
 }
 
 /** Reads the database beside the daemon that writes it. */
-export function select(registry: TestRegistry, sql: string, ...params: unknown[]): Record<string, unknown>[] {
+export function select(
+  registry: Pick<TestRegistry, "root">,
+  sql: string,
+  ...params: unknown[]
+): Record<string, unknown>[] {
   using database = new Database(registry, true);
   return database.db.prepare(sql).all(...params) as Record<string, unknown>[];
 }
 
 /** Changes the database behind the daemon's back: what it remembers of it is its affair. */
-export function change(registry: TestRegistry, sql: string, ...params: unknown[]): void {
+export function change(registry: Pick<TestRegistry, "root">, sql: string, ...params: unknown[]): void {
   using database = new Database(registry, false);
   assert.ok(database.db.prepare(sql).run(...params).changes > 0, sql);
 }
@@ -75,7 +79,7 @@ export function change(registry: TestRegistry, sql: string, ...params: unknown[]
 class Database implements Disposable {
   readonly db: Sqlite.Database;
 
-  constructor(registry: TestRegistry, readonly: boolean) {
+  constructor(registry: Pick<TestRegistry, "root">, readonly: boolean) {
     this.db = new Sqlite(join(registry.root, "entrepot.db"), { readonly, timeout: 5000 });
   }
 
@@ -93,7 +97,7 @@ export async function aMomentLater(): Promise<void> {
 /** Runs a job to its end. @returns what it told */
 export async function job(
   registry: TestRegistry,
-  name: "gc" | "scrub",
+  name: "gc" | "scrub" | "retention",
   options: Record<string, unknown> = {},
 ): Promise<Record<string, unknown>[]> {
   const headers = { "content-type": "application/json" };

@@ -15,7 +15,16 @@ export interface RegistryOptions {
   /** Upstreams by name: a test upstream (or anything with a url), or that with further keys of its configuration. */
   upstreams?: Record<string, { url: string } | (Tree & { url: string })>;
   /** Further configuration, merged over the kit's. */
-  config?: { server?: Tree; storage?: Tree; hosted?: Tree; gc?: Tree; scrub?: Tree };
+  config?: {
+    server?: Tree;
+    storage?: Tree;
+    hosted?: Tree;
+    gc?: Tree;
+    scrub?: Tree;
+    events?: Tree;
+    webhooks?: Tree[];
+    retention?: Tree;
+  };
   /** A folder that outlives this registry, for a restart. */
   root?: string;
   clock?: Clock;
@@ -79,6 +88,9 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
     hosted: { ...options.config?.hosted },
     gc: { ...options.config?.gc },
     scrub: { ...options.config?.scrub },
+    events: { ...options.config?.events },
+    webhooks: options.config?.webhooks ?? [],
+    retention: { ...options.config?.retention },
     upstreams,
   });
   const lines: Record<string, unknown>[] = [];

@@ -3,7 +3,7 @@ import { rm, symlink, truncate } from "node:fs/promises";
 import { test } from "node:test";
 import { hexOf } from "../../src/oci/digest.ts";
 import { makeImage } from "../kit/images.ts";
-import { startRegistry, type Answer, type TestRegistry } from "../kit/registry.ts";
+import { startRegistry, until, type Answer, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
 import { pushBlob, pushImage, select, send } from "../kit/hosted.ts";
 import { errorOf, layerOf } from "./clients.ts";
@@ -118,6 +118,27 @@ test("what can't be mounted begins an upload, whatever the reason, and tells not
     assert.equal((await registry.get(`/v2/other/app/blobs/${digest}`)).status, 404);
   }
   assert.equal(upstream.hits(), hits, "nobody was asked for it");
+});
+
+test("a repository that its upstream's globs keep out is no source of a mount, named or not", async () => {
+  await using upstream = await startUpstream();
+  upstream.add("library/base", "1", image);
+  upstream.add("library/open", "1", image);
+  await using registry = await startRegistry({ upstreams: { "docker.io": upstream }, config: { hosted } });
+  await registry.pullBlob("library/base", large.digest);
+  await registry.until(async () => (await registry.blobFiles()).length === 1, "it is stored");
+  await registry.stop();
+  for (const globs of [{ deny: ["library/base"] }, { allow: ["library/other"] }]) {
+    const upstreams = { "docker.io": { ...globs, url: upstream.url } };
+    await using closed = await startRegistry({ root: registry.root, upstreams, config: { hosted } });
+    for (const from of ["library/base", "docker.io/library/base", undefined])
+      await assertSession(closed, await mount(closed, "team/app", large.digest, from));
+  }
+  const upstreams = { "docker.io": { deny: ["library/base"], url: upstream.url } };
+  await using partly = await startRegistry({ root: registry.root, upstreams, config: { hosted } });
+  // The same content where it may be seen.
+  await partly.pullBlob("library/open", large.digest);
+  await until(async () => (await mount(partly, "team/app", large.digest)).status === 201, "it is reached");
 });
 
 test("what has been deleted everywhere is mounted by nobody, though its file is still there", async () => {

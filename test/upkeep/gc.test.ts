@@ -344,7 +344,7 @@ test("a collection under way ends when the daemon does, and when its client leav
   for (const bytes of blobs) await pushBlob(registry, "team/app", bytes);
   await aMomentLater();
   using client = await connectTo(registry.url);
-  client.send("POST /api/v1/gc HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 2");
+  client.send("POST /api/v1/gc HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 2");
   client.socket.write("{}");
   await client.until(/"type":"progress"/);
   client.socket.destroy();
@@ -424,7 +424,7 @@ test("pushes, mounts and pulls of the same blobs race with collections: what was
   });
   await Promise.all(pushing).finally(() => stop.abort());
   await collecting;
-  assert.ok(collections >= 10, `${collections} collections, ${refused} pushes refused`);
+  assert.ok(collections >= 5, `${collections} collections, ${refused} pushes refused`);
   await collect(registry);
   for (const [n, image] of images.entries()) await assertWhole(registry, `team/app-${n}`, image);
   const rows = select(registry, "SELECT digest FROM blobs").map(({ digest }) => String(digest));
@@ -465,7 +465,16 @@ test("what is used, linked or needed between a collection's look and its removal
       "needed",
       (digest) => {
         const added = { ...manifest, bytes: manifest.manifest, children: [{ digest, sizeBytes: 1 }] };
-        return hosted.addManifest(place, added, { blobs: [digest], manifests: [] }, [], () => undefined, Date.now());
+        const required = { blobs: [digest], manifests: [] };
+        return hosted.addManifest(
+          place,
+          added,
+          required,
+          [],
+          () => undefined,
+          Date.now(),
+          () => Promise.resolve(),
+        );
       },
     ],
   ];

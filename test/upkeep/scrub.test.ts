@@ -300,11 +300,60 @@ test("a scrub keeps to its bandwidth, tells how far it is, and ends when its cli
     await send(registry, 400, "POST", "/api/v1/scrub", headers, JSON.stringify({ bandwidth }));
 
   using client = await connectTo(registry.url);
-  client.send("POST /api/v1/scrub HTTP/1.1", "Host: x", "Content-Type: application/json", "Content-Length: 20");
+  client.send("POST /api/v1/scrub HTTP/1.1", "Host: localhost", "Content-Type: application/json", "Content-Length: 20");
   client.socket.write('{"bandwidth": 10000}');
   await client.until(/"type":"progress"/);
   assert.equal((await registry.send("POST", "/api/v1/scrub", headers, "{}")).status, 409);
   client.socket.destroy();
   const stopped = (): Promise<number> => registry.metric("entrepot_scrub_runs_total", { result: "stopped" });
   await registry.until(async () => (await stopped()) === 1, "it has ended");
+});
+
+test("what is counted of a namespace is compared with what it holds, and set right", async () => {
+  await using registry = await start();
+  const [image, other] = [makeImage({ layers: [3000, 500], seed: 1 }), makeImage({ layers: [700], seed: 2 })];
+  await pushImage(registry, "team/app", image, "1");
+  await pushImage(registry, "team/copy", image, "1");
+  await pushImage(registry, "team/other", other, "1");
+  await pushImage(registry, "fine/app", image, "1");
+  const content = (): unknown => select(registry, "SELECT * FROM namespace_content ORDER BY namespace, digest");
+  const usage = (): unknown => select(registry, "SELECT * FROM namespace_usage ORDER BY namespace");
+  const sound = { content: content(), usage: usage() };
+  const counted = Number(select(registry, "SELECT bytes FROM namespace_usage WHERE namespace = 'team'")[0]?.["bytes"]);
+  const [layer, small, config] = [layerOf(image), layerOf(image, 1), image.config].map(({ digest }) => digest);
+  const harms: [string, ...unknown[]][] = [
+    ["UPDATE namespace_usage SET bytes = bytes + 1000 WHERE namespace = 'team'"],
+    ["DELETE FROM namespace_usage WHERE namespace = 'team'"],
+    ["DELETE FROM namespace_content WHERE namespace = 'team' AND digest = ?", layer],
+    ["UPDATE namespace_content SET links = links + 1 WHERE namespace = 'team' AND digest = ?", small],
+    ["UPDATE namespace_content SET size = size * 2 WHERE namespace = 'team' AND digest = ?", config],
+    ["INSERT INTO namespace_content VALUES ('team', 'sha256:nothing', 77, 1)"],
+  ];
+  for (const harm of harms) {
+    change(registry, ...harm);
+    const { namespace, ...finding } = (await findingOf(registry)) as Finding & { namespace: string };
+    assert.equal(finding.kind, "miscounted", harm[0]);
+    assert.equal(namespace, "team");
+    assert.equal(finding.repaired, true);
+    assert.match(finding.message, new RegExp(`^namespace team was counted as \\d+ bytes and holds ${counted}, `));
+    assert.deepEqual({ content: content(), usage: usage() }, sound, harm[0]);
+  }
+  for (const harm of harms) change(registry, ...harm);
+  await findingOf(registry);
+  assert.deepEqual({ content: content(), usage: usage() }, sound, "all of it at once");
+  assert.deepEqual((await scrub(registry)).findings, []);
+});
+
+test("a blob that was damaged, and waits to be pushed again, still counts", async () => {
+  await using registry = await start();
+  const image = makeImage({ layers: [3000] });
+  await pushImage(registry, "team/app", image, "1");
+  const usage = (): unknown => select(registry, "SELECT * FROM namespace_usage");
+  const sound = usage();
+  await rm(pathOf(registry, layerOf(image).digest));
+  for (const kind of ["missing", "dangling"]) assert.equal((await findingOf(registry)).kind, kind);
+  assert.deepEqual(usage(), sound);
+  await pushBlob(registry, "team/app", layerOf(image).bytes);
+  assert.deepEqual((await scrub(registry)).findings, []);
+  assert.deepEqual(usage(), sound);
 });

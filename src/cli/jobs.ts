@@ -1,0 +1,128 @@
+import { loadConfig } from "../config/load.ts";
+import { Daemon, localAddress } from "./daemon.ts";
+import { cut } from "./format.ts";
+import { DONE, json, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
+
+const MOST = 1000;
+const STATES = ["queued", "running", "done", "dead", "cancelled"];
+
+const USAGE = `Usage: entrepot jobs [list | show ID | cancel ID | retry ID] [OPTIONS]
+
+Work of the daemon that survives a restart: garbage collections, scrubs, webhooks and others.
+
+  list                   the newest jobs (what happens without a word)
+  show ID                one of them, with the lines that it has told
+  cancel ID              take it out of the queue, or end it while it runs
+  retry ID               queue what is dead or cancelled once more
+
+  --kind KIND            list only these, such as gc
+  --state STATE          list only these: ${STATES.join(", ")}
+  --limit N              list so many at most (default: 50)
+  --server URL           the daemon: http://host:port or unix:/path (default: server.listen of the configuration)
+  --config FILE          the configuration that tells where the daemon listens
+  --json                 what the API answers; of a list, one JSON object a line
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration.
+`;
+
+/** As the API answers it. */
+interface Job {
+  id: number;
+  kind: string;
+  state: string;
+  attempts: number;
+  payload: unknown;
+  progress?: unknown;
+  result?: unknown;
+  error?: string;
+  createdAt: string;
+  runAt: string;
+  startedAt?: string;
+  endedAt?: string;
+}
+
+/** `entrepot jobs`: shows and steers the running daemon's queue. */
+export function runJobs(args: string[], io: CommandIo): Promise<number> {
+  return runCommand(args, io, USAGE, async () => {
+    const { values, positionals } = parseOptions(
+      args,
+      {
+        kind: { type: "string" },
+        state: { type: "string" },
+        limit: { type: "string", default: "50" },
+        server: { type: "string" },
+        config: { type: "string" },
+        json: { type: "boolean", default: false },
+      },
+      2,
+    );
+    const [verb = "list", id] = positionals;
+    if (!["list", "show", "cancel", "retry"].includes(verb)) throw new UsageError(`there is no "jobs ${verb}"`);
+    if ((verb === "list") !== (id === undefined))
+      throw new UsageError(verb === "list" ? "list takes no ID" : `${verb} takes the ID of a job`);
+    if (id !== undefined && !/^[1-9][0-9]{0,14}$/.test(id)) throw new UsageError(`"${id}" is no ID of a job`);
+    const limit = /^[0-9]{1,4}$/.test(values.limit) ? Number(values.limit) : 0;
+    if (limit < 1 || limit > MOST) throw new UsageError(`--limit ${values.limit}: write a number from 1 to ${MOST}`);
+    const { kind, state } = values;
+    if (state !== undefined && !STATES.includes(state))
+      throw new UsageError(`--state ${state}: write one of ${STATES.join(", ")}`);
+    const address =
+      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
+    await using daemon = new Daemon(address);
+    const print = (line: string): void => void io.stdout.write(`${plain(line)}\n`);
+    if (id === undefined) {
+      const query = new URLSearchParams({ limit: String(limit) });
+      if (kind !== undefined) query.set("kind", kind);
+      if (state !== undefined) query.set("state", state);
+      const { items } = await daemon.read<{ items: Job[] }>(`/api/v1/jobs?${query.toString()}`);
+      for (const job of items) print(values.json ? JSON.stringify(job) : lineOf(job));
+      return DONE;
+    }
+    const path = `/api/v1/jobs/${id}`;
+    const job = verb === "show" ? await daemon.read<Job>(path) : await daemon.change<Job>(`${path}/${verb}`);
+    if (values.json) io.stdout.write(json(job));
+    else if (verb === "show") {
+      for (const line of described(job)) print(line);
+      for await (const { at, text } of daemon.list<{ at: string; text: string }>(`${path}/lines`))
+        print(`${localTime(at)}  ${text}`);
+    } else if (verb === "retry") print(`job ${id} is queued once more`);
+    else print(`job ${id} is ${job.state === "running" ? "told to end" : job.state}`);
+    return DONE;
+  });
+}
+
+/** `12  gc  done  2026-01-31 12:00:00`, and what it waits for or why it failed. */
+function lineOf({ id, kind, state, runAt, startedAt, endedAt, error }: Job): string {
+  const at = endedAt ?? (state === "running" ? startedAt : runAt) ?? runAt;
+  const parts = [String(id).padStart(6), kind.padEnd(14), state.padEnd(9), localTime(at)];
+  if (error !== undefined && state !== "done") parts.push(cut(error, 80));
+  return parts.join("  ");
+}
+
+function described(job: Job): string[] {
+  const { id, kind, state, attempts, payload, progress, result, error, createdAt, runAt, startedAt, endedAt } = job;
+  const facts: [string, string | undefined][] = [
+    ["attempts", String(attempts)],
+    ["payload", JSON.stringify(payload)],
+    ["progress", JSON.stringify(progress)],
+    ["result", JSON.stringify(result)],
+    ["error", error],
+    ["added", localTime(createdAt)],
+    ["runs at", state === "queued" ? localTime(runAt) : undefined],
+    ["started", startedAt === undefined ? undefined : localTime(startedAt)],
+    ["ended", endedAt === undefined ? undefined : localTime(endedAt)],
+  ];
+  return [
+    `job ${id}, ${kind}: ${state}`,
+    ...facts.flatMap(([name, text]) => (text === undefined ? [] : [`  ${name.padEnd(8)}  ${text}`])),
+  ];
+}
+
+function localTime(iso: string): string {
+  return new Date(iso).toLocaleString("sv-SE");
+}
+
+/** What others have said, in an error or a line, must not steer a terminal. */
+function plain(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, "?");
+}

@@ -1,0 +1,79 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join, resolve } from "node:path";
+import { PassThrough } from "node:stream";
+import { createLog } from "../base/log.ts";
+import { loadConfig } from "../config/load.ts";
+import type { Config } from "../config/schema.ts";
+import { RegistryClient } from "../moving/registry-client.ts";
+import { Daemon, localAddress, NoDaemon, originOf } from "./daemon.ts";
+import { UsageError, type CommandIo } from "./io.ts";
+
+/** A registry that a command can pull from and push to. */
+export interface Reached extends AsyncDisposable {
+  client: RegistryClient;
+  /** The folder of its storage, if the configuration of this machine tells it. */
+  root: string | undefined;
+}
+
+/**
+ * Finds the daemon or, where none runs on this machine, opens the storage as a daemon does, for this process alone. So images go in and out
+ * the one way that clients use, with all that is checked on it.
+ * @param server `--server`; then only that is asked
+ * @throws Error naming cause and remedy: nobody answers there, the storage is in use; UsageError, ConfigError
+ */
+export async function reachRegistry(
+  { server, config: file }: { server?: string | undefined; config?: string | undefined },
+  io: CommandIo,
+): Promise<Reached> {
+  await using stack = new AsyncDisposableStack();
+  const reached = (address: string, root: string | undefined): Reached => {
+    const client = stack.use(new RegistryClient(originOf(address)));
+    const owned = stack.move();
+    return { client, root, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+  };
+  if (server !== undefined) {
+    await check(server);
+    return reached(server, undefined);
+  }
+  const { config } = await loadConfig({ file, env: io.env });
+  const root = resolve(config.storage.root);
+  let reason: string;
+  try {
+    const address = localAddress(config.server.listen);
+    await check(address);
+    return reached(address, root);
+  } catch (error) {
+    if (!(error instanceof NoDaemon || error instanceof UsageError)) throw error;
+    reason = error.message;
+  }
+  const folder = await mkdtemp(join(tmpdir(), "entrepot-"));
+  stack.defer(() => rm(folder, { recursive: true, force: true }));
+  const listen = `unix:${join(folder, "socket")}`;
+  const log = await createLog({ level: "silent", format: "json", destination: new PassThrough() });
+  // With all its parts it takes a while to load: most often a daemon runs.
+  const { open } = await import("../app.ts");
+  const app = await open(forOneCommand(config, listen), { log, ownWork: false }).catch((cause: unknown) => {
+    throw new Error(`${(cause as Error).message}\n(${reason})`, { cause });
+  });
+  stack.use(app);
+  return reached(listen, root);
+}
+
+/** @throws NoDaemon */
+async function check(address: string): Promise<void> {
+  await using daemon = new Daemon(address);
+  const { body } = await daemon.ask("GET", "/v2/");
+  await body.toArray();
+}
+
+/** The same storage and upstreams. Nobody else reaches it. */
+function forOneCommand(config: Config, listen: string): Config {
+  return {
+    ...config,
+    server: { ...config.server, listen, publicUrl: undefined },
+    hosted: { ...config.hosted, pushFrom: "loopback" },
+    // What this command does is told by the next daemon.
+    webhooks: [],
+  };
+}

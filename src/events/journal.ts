@@ -30,7 +30,7 @@ const WRITE_MS: Milliseconds = 1_000;
 const BATCH = 500;
 /** What may wait: 100,000 events, about 50 MiB. */
 const MAX_BATCHES = 200;
-/** So many are written by the event loop, within half a millisecond; the thread, which costs 16 MiB, is for more. */
+/** Less than a batch is written by the event loop, so many at a time, within half a millisecond: the thread, which costs 16 MiB, is for more. */
 const FEW = 40;
 const EXPIRED_PER_STEP = 500;
 
@@ -119,10 +119,13 @@ export class Journal implements AsyncDisposable {
 
   async #writeAll(): Promise<void> {
     const { db, onFault } = this.#deps;
+    const isMuch = this.#waiting.length > 1;
     for (let batch = this.#waiting.shift(); batch; batch = this.#waiting.shift()) {
+      const rest = isMuch ? [] : batch.splice(FEW);
+      if (rest.length > 0) this.#waiting.unshift(rest);
       const rows = JSON.stringify(batch);
       try {
-        await (batch.length <= FEW ? db : db.background).transaction("lazy", (tx) => tx.run(INSERT, { rows }));
+        await (isMuch ? db.background : db).transaction("lazy", (tx) => tx.run(INSERT, { rows }));
       } catch (error) {
         // The next time, perhaps: a full disk may have room then.
         this.#waiting.unshift(batch);

@@ -34,5 +34,6 @@ EXPOSE 5000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
   CMD ["node", "-e", "fetch('http://127.0.0.1:5000/readyz').then(({ ok }) => process.exit(ok ? 0 : 1), () => process.exit(1))"]
 # A small young generation: the garbage of transfers is freed sooner, 50 MiB less are resident under load.
+ENV MALLOC_ARENA_MAX=1
 ENTRYPOINT ["node", "--max-semi-space-size=4", "--no-concurrent-marking", "/app/src/main.ts"]
 CMD ["serve"]

@@ -65,8 +65,10 @@ ${Object.entries(more)
   .map(([key, value]) => `${key}: ${JSON.stringify(value)}\n`)
   .join("")}`,
     );
-    const [, ...args] = packageJson.scripts.start.split(" ");
-    return this.#startServer("Entrepot", port, "/readyz", folder, process.execPath, [...args, "--config", config]);
+    const [command = "", ...args] = packageJson.scripts.start
+      .split(" ")
+      .map((word) => (word === "node" ? process.execPath : word));
+    return this.#startServer("Entrepot", port, "/readyz", folder, command, [...args, "--config", config]);
   }
 
   /** docker-registry at its best: descriptors in memory, no access log, errors only. With an upstream it is a pull-through mirror. */

@@ -1,8 +1,9 @@
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { Agent, request } from "undici";
+import { loadConfig } from "../config/load.ts";
 import { parseListen } from "../config/schema.ts";
-import { UsageError } from "./io.ts";
+import { UsageError, type CommandIo } from "./io.ts";
 
 const ANSWER_WITHIN_MS = 10_000;
 /** The daemon tells its progress four times a second. */
@@ -29,6 +30,18 @@ export function originOf(address: string): { origin: string; socketPath: string 
     throw new UsageError(`"${address}" is no address of a daemon: write http://host:port or unix:/path`);
   }
   return { origin: socketPath === undefined ? address.replace(/\/+$/, "") : "http://localhost", socketPath };
+}
+
+/**
+ * The daemon that a command is about.
+ * @param server `--server`; undefined: where the configuration says that it listens
+ * @throws ConfigError; UsageError where that is no address
+ */
+export async function findDaemon(
+  { server, config: file }: { server?: string | undefined; config?: string | undefined },
+  { env }: CommandIo,
+): Promise<Daemon> {
+  return new Daemon(server ?? localAddress((await loadConfig({ file, env })).config.server.listen));
 }
 
 /** The running daemon, as commands talk to it. */

@@ -1,7 +1,6 @@
-import { loadConfig } from "../config/load.ts";
 import { parseDuration } from "../config/units.ts";
 import { ACTIONS, OUTCOMES } from "../events/event.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { bytesText, cut } from "./format.ts";
 import { DONE, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 
@@ -59,9 +58,7 @@ export function runEvents(args: string[], io: CommandIo): Promise<number> {
     const limit = /^[0-9]{1,7}$/.test(values.limit) ? Number(values.limit) : 0;
     if (limit < 1 || limit > MOST) throw new UsageError(`--limit ${values.limit}: write a number from 1 to ${MOST}`);
     const since = values.since === undefined ? undefined : momentOf(values.since, Date.now());
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const query = new URLSearchParams();
     for (const [name, value] of Object.entries({ repository, action, actor, outcome, since }))
       if (value !== undefined) query.set(name, value);

@@ -1,5 +1,4 @@
-import { loadConfig } from "../config/load.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { cut } from "./format.ts";
 import { DONE, json, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 
@@ -66,9 +65,7 @@ export function runJobs(args: string[], io: CommandIo): Promise<number> {
     const { kind, state } = values;
     if (state !== undefined && !STATES.includes(state))
       throw new UsageError(`--state ${state}: write one of ${STATES.join(", ")}`);
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const print = (line: string): void => void io.stdout.write(`${plain(line)}\n`);
     if (id === undefined) {
       const query = new URLSearchParams({ limit: String(limit) });

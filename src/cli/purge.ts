@@ -1,6 +1,5 @@
-import { loadConfig } from "../config/load.ts";
 import { isDigest } from "../oci/digest.ts";
-import { Daemon, localAddress, LostDaemon } from "./daemon.ts";
+import { findDaemon, LostDaemon } from "./daemon.ts";
 import { bytesText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
@@ -45,9 +44,7 @@ export function runPurge(args: string[], io: CommandIo): Promise<number> {
       1,
     );
     const target = targetOf(positionals[0], values.upstream);
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const terminal = new Terminal(io.stdout);
     let last: PurgeEvent | undefined;
     for await (const event of await daemon.events<PurgeEvent>("/api/v1/cache/purge", target)) {

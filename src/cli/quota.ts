@@ -1,5 +1,4 @@
-import { loadConfig } from "../config/load.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { bytesText } from "./format.ts";
 import { DONE, parseOptions, runCommand, type CommandIo } from "./io.ts";
 
@@ -33,9 +32,7 @@ export function runQuota(args: string[], io: CommandIo): Promise<number> {
       config: { type: "string" },
       json: { type: "boolean", default: false },
     });
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const rows: string[][] = [];
     for await (const namespace of daemon.list<Namespace>("/api/v1/namespaces")) {
       if (values.json) io.stdout.write(`${JSON.stringify(namespace)}\n`);

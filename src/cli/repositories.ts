@@ -1,5 +1,4 @@
-import { loadConfig } from "../config/load.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { DONE, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { tableText } from "./table.ts";
 
@@ -47,9 +46,7 @@ export function runRepositories(args: string[], io: CommandIo): Promise<number> 
     const { kind, text } = values;
     if (kind !== undefined && kind !== "hosted" && kind !== "cached")
       throw new UsageError(`--kind ${kind}: write hosted or cached`);
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const filter = { prefix: positionals[0], kind, q: text };
     let rows: string[][] = [["REPOSITORY", "TAGS", "FROM"]];
     for await (const repository of daemon.list<Repository>("/api/v1/repositories", filter)) {

@@ -1,5 +1,4 @@
-import { loadConfig } from "../config/load.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { bytesText, timeText } from "./format.ts";
 import { DONE, FAILED, json, parseOptions, runCommand, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
@@ -35,9 +34,7 @@ export function runStatus(args: string[], io: CommandIo): Promise<number> {
       config: { type: "string" },
       json: { type: "boolean", default: false },
     });
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const status = await daemon.read<Status>("/api/v1/status");
     if (values.json) io.stdout.write(json(status));
     else for (const line of linesOf(status, daemon.address, new Terminal(io.stdout))) io.stdout.write(`${line}\n`);

@@ -1,5 +1,4 @@
-import { loadConfig } from "../config/load.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { bytesText } from "./format.ts";
 import { DONE, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { tableText } from "./table.ts";
@@ -44,9 +43,7 @@ export function runTags(args: string[], io: CommandIo): Promise<number> {
     );
     const [repository] = positionals;
     if (repository === undefined) throw new UsageError("a repository is missing");
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const path = `/api/v1/repositories/${encodeURIComponent(repository)}/tags`;
     let rows: string[][] = [["TAG", "DIGEST", "SIZE", "PUSHED", "PULLED"]];
     for await (const tag of daemon.list<Tag>(path, { prefix: values.prefix })) {

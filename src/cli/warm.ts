@@ -1,7 +1,6 @@
-import { loadConfig } from "../config/load.ts";
 import { parseImageReference } from "../oci/reference.ts";
 import type { WarmEvent } from "../registry/warm.ts";
-import { Daemon, localAddress, LostDaemon } from "./daemon.ts";
+import { findDaemon, LostDaemon } from "./daemon.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
 import { ImageProgress } from "./warm-progress.ts";
@@ -39,9 +38,7 @@ export function runWarm(args: string[], io: CommandIo): Promise<number> {
     if (images.length === 0) throw new UsageError("an image is missing");
     const faults = [...images.flatMap(faultOfImage), ...values.platform.flatMap(faultOfPlatform)];
     if (faults.length > 0) throw new UsageError(faults.join("\n"));
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const events = await daemon.events<WarmEvent>("/api/v1/warm", { images, platforms: values.platform });
     const watch = values.json ? passOn(io) : show(io, images);
     const untold = new Set(images);

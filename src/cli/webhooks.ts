@@ -1,5 +1,4 @@
-import { loadConfig } from "../config/load.ts";
-import { Daemon, localAddress } from "./daemon.ts";
+import { findDaemon } from "./daemon.ts";
 import { momentOf } from "./events.ts";
 import { DONE, FAILED, json, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 
@@ -73,9 +72,7 @@ export function runWebhooks(args: string[], io: CommandIo): Promise<number> {
     const range = rangeOf(values);
     if (range && (verb !== "redeliver" || id !== undefined))
       throw new UsageError("--since, --from and --to go with redeliver NAME");
-    const address =
-      values.server ?? localAddress((await loadConfig({ file: values.config, env: io.env })).config.server.listen);
-    await using daemon = new Daemon(address);
+    await using daemon = await findDaemon(values, io);
     const print = (answer: object, line: string): void =>
       void io.stdout.write(`${values.json ? JSON.stringify(answer) : plain(line)}\n`);
 

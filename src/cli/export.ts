@@ -3,13 +3,14 @@ import { parseImageReference } from "../oci/reference.ts";
 import { planExport, type ExportPlan } from "../moving/export-plan.ts";
 import { ArchiveFile, sizeOf, writeArchive, type ArchiveSink, type ExportSource } from "../moving/tar-export.ts";
 import { wanted } from "../registry/warm.ts";
-import { barText, bytesText, cut, timeText } from "./format.ts";
+import { bytesText, countText, timeText } from "./format.ts";
 import { DONE, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { interruptible } from "./interrupt.ts";
 import { reachRegistry } from "./reach.ts";
 import { Terminal } from "./terminal.ts";
-import { countText, WHERE } from "./upkeep.ts";
+import { WHERE } from "./upkeep.ts";
 import { faultOfImage, faultOfPlatform } from "./warm.ts";
+import { jsonTeller, showBytes } from "./progress.ts";
 
 const USAGE = `Usage: entrepot export IMAGE… FILE.tar [OPTIONS]
 
@@ -117,22 +118,12 @@ function streamSink(stream: NodeJS.WritableStream): ArchiveSink {
   };
 }
 
-const PROGRESS_EVERY_MS = 250;
-
 function teller(io: CommandIo, json: boolean): (event: ExportEvent) => void {
+  if (json) return jsonTeller(io.stdout);
   const terminal = new Terminal(io.stdout);
-  let toldAtMs = 0;
-  const print = (line: string): void => {
-    terminal.clear();
-    terminal.print(line);
-  };
+  const print = (line: string): void => terminal.conclude(line);
   return (event) => {
-    if (json) {
-      const nowMs = performance.now();
-      if (event.type === "progress" && nowMs - toldAtMs < PROGRESS_EVERY_MS) return;
-      toldAtMs = nowMs;
-      io.stdout.write(`${JSON.stringify(event)}\n`);
-    } else if (event.type === "note") print(`${terminal.paint("yellow", "!")} ${event.message}`);
+    if (event.type === "note") print(`${terminal.paint("yellow", "!")} ${event.message}`);
     else if (event.type === "image") print(`${event.name} ${event.digest}`);
     else if (event.type === "progress") showBytes(terminal, "exporting", event);
     else {
@@ -140,14 +131,4 @@ function teller(io: CommandIo, json: boolean): (event: ExportEvent) => void {
       print(`${terminal.paint("green", "✓")} ${event.file}: ${content}, in ${timeText(event.ms)}`);
     }
   };
-}
-
-/** Shows how many bytes of all have been moved. */
-export function showBytes(terminal: Terminal, title: string, { bytes, total }: { bytes: number; total: number }): void {
-  const share = total === 0 ? 1 : bytes / total;
-  const facts = `${Math.floor(share * 100)}%`.padStart(4) + `  ${bytesText(bytes)} of ${bytesText(total)}`;
-  terminal.show(
-    (width) => [cut(title, width), `${barText(share, Math.min(40, width - facts.length - 1))} ${facts}`],
-    () => `${title}: ${bytesText(bytes)} of ${bytesText(total)}`,
-  );
 }

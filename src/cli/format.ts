@@ -26,6 +26,11 @@ export function cut(text: string, width: number): string {
   return text.length <= width ? text : `${text.slice(0, Math.max(0, width - 1))}…`;
 }
 
+/** `1 blob`, `12 blobs`. */
+export function countText(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
 const WINDOW_MS = 3000;
 
 /** How fast something goes, over the last three seconds. */

@@ -1,9 +1,10 @@
 import type { GcEvent, GcPhase, GcReport } from "../upkeep/gc.ts";
 import type { Told as ToldBy } from "../jobs/attended.ts";
-import { bytesText, timeText } from "./format.ts";
+import { bytesText, countText, timeText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
-import { countText, runJob, showProgress, WHERE } from "./upkeep.ts";
+import { runJob, WHERE } from "./upkeep.ts";
+import { showProgress } from "./progress.ts";
 
 const USAGE = `Usage: entrepot gc [OPTIONS]
 
@@ -52,10 +53,7 @@ export function runGc(args: string[], io: CommandIo): Promise<number> {
 
 function show(io: CommandIo): (event: Told) => void {
   const terminal = new Terminal(io.stdout);
-  const print = (line: string): void => {
-    terminal.clear();
-    terminal.print(line);
-  };
+  const print = (line: string): void => terminal.conclude(line);
   return (event) => {
     if (event.type === "progress") showProgress(terminal, event, PHASES[event.phase], "found");
     else if (event.type === "garbage")

@@ -2,13 +2,12 @@ import type { Renaming } from "../moving/import-plan.ts";
 import { importArchive, type Imported, type ImportEvent } from "../moving/tar-import.ts";
 import { isDigest } from "../oci/digest.ts";
 import { isRepositoryName, isTag, parseImageReference } from "../oci/reference.ts";
-import { showBytes } from "./export.ts";
-import { bytesText, timeText } from "./format.ts";
+import { bytesText, countText, timeText } from "./format.ts";
 import { interruptible } from "./interrupt.ts";
 import { DONE, UsageError, type CommandIo } from "./io.ts";
 import { reachRegistry } from "./reach.ts";
 import { Terminal } from "./terminal.ts";
-import { countText } from "./upkeep.ts";
+import { jsonTeller, showBytes } from "./progress.ts";
 
 /** How a file is imported. */
 export interface ImportFileOptions {
@@ -58,22 +57,12 @@ export function parseRenaming(text: string): Renaming {
   }
 }
 
-const PROGRESS_EVERY_MS = 250;
-
 function teller(io: CommandIo, json: boolean): (event: Told) => void {
+  if (json) return jsonTeller(io.stdout);
   const terminal = new Terminal(io.stdout);
-  let toldAtMs = 0;
-  const print = (line: string): void => {
-    terminal.clear();
-    terminal.print(line);
-  };
+  const print = (line: string): void => terminal.conclude(line);
   return (event) => {
-    if (json) {
-      const nowMs = performance.now();
-      if (event.type === "progress" && nowMs - toldAtMs < PROGRESS_EVERY_MS) return;
-      toldAtMs = nowMs;
-      io.stdout.write(`${JSON.stringify(event)}\n`);
-    } else if (event.type === "progress") showBytes(terminal, "importing", event);
+    if (event.type === "progress") showBytes(terminal, "importing", event);
     else if (event.type === "image") print(`${event.name} ${event.digest}`);
     else {
       const content = `${countText(event.blobs, "blob")}, ${bytesText(event.sentBytes)} of them new`;

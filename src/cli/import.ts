@@ -4,11 +4,12 @@ import type { Told as ToldBy } from "../jobs/attended.ts";
 import { textOf } from "../moving/import-job.ts";
 import type { ImportEvent, ImportReport } from "../moving/import.ts";
 import { isRepositoryName } from "../oci/reference.ts";
-import { bytesText, timeText } from "./format.ts";
+import { bytesText, countText, timeText } from "./format.ts";
 import { importFile } from "./import-file.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
+import { showProgress } from "./progress.ts";
 import { Terminal } from "./terminal.ts";
-import { countText, runJob, showProgress, WHERE } from "./upkeep.ts";
+import { runJob, WHERE } from "./upkeep.ts";
 
 const USAGE = `Usage: entrepot import DIRECTORY [OPTIONS]
        entrepot import FILE.tar [OPTIONS]
@@ -87,10 +88,7 @@ export function runImport(args: string[], io: CommandIo): Promise<number> {
 
 function show(io: CommandIo): (event: Told) => void {
   const terminal = new Terminal(io.stdout);
-  const print = (line: string): void => {
-    terminal.clear();
-    terminal.print(line);
-  };
+  const print = (line: string): void => terminal.conclude(line);
   return (event) => {
     if (event.type === "progress") {
       const leftOut = event.leftOut === 0 ? "" : `, ${event.leftOut} left out`;

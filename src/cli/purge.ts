@@ -1,9 +1,8 @@
 import { isDigest } from "../oci/digest.ts";
 import { findDaemon, LostDaemon } from "./daemon.ts";
-import { bytesText } from "./format.ts";
+import { bytesText, countText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
-import { countText } from "./upkeep.ts";
 
 const USAGE = `Usage: entrepot purge REPOSITORY|DIGEST [OPTIONS]
        entrepot purge --upstream NAME [OPTIONS]

@@ -1,6 +1,7 @@
 import { findDaemon } from "./daemon.ts";
 import { bytesText } from "./format.ts";
 import { DONE, parseOptions, runCommand, type CommandIo } from "./io.ts";
+import { tableText } from "./table.ts";
 
 const USAGE = `Usage: entrepot quota [OPTIONS]
 
@@ -38,7 +39,8 @@ export function runQuota(args: string[], io: CommandIo): Promise<number> {
       if (values.json) io.stdout.write(`${JSON.stringify(namespace)}\n`);
       else rows.push(rowOf(namespace));
     }
-    if (!values.json) io.stdout.write(rows.length > 0 ? tableOf([HEAD, ...rows]) : "nothing was pushed yet\n");
+    if (!values.json)
+      io.stdout.write(rows.length > 0 ? tableText([HEAD, ...rows], new Set([1, 2, 3, 4])) : "nothing was pushed yet\n");
     return DONE;
   });
 }
@@ -47,14 +49,4 @@ function rowOf({ name, bytes, quota, share, repositories }: Namespace): string[]
   const limit =
     quota === undefined || share === undefined ? ["-", "-"] : [bytesText(quota), `${Math.floor(share * 100)} %`];
   return [name, bytesText(bytes), ...limit, String(repositories)];
-}
-
-/** Numbers to the right. */
-function tableOf(rows: readonly (readonly string[])[]): string {
-  const widths = HEAD.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)));
-  const line = (row: readonly string[]): string =>
-    row
-      .map((text, column) => (column === 0 ? text.padEnd(widths[column] ?? 0) : text.padStart(widths[column] ?? 0)))
-      .join("  ");
-  return rows.map((row) => `${line(row)}\n`).join("");
 }

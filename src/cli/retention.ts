@@ -1,9 +1,10 @@
 import type { Told as ToldBy } from "../jobs/attended.ts";
 import type { RetentionEvent, RetentionOptions, RetentionReport } from "../upkeep/retention.ts";
-import { barText, cut, timeText } from "./format.ts";
+import { countText, timeText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
-import { countText, runJob, WHERE } from "./upkeep.ts";
+import { runJob, WHERE } from "./upkeep.ts";
+import { showShare } from "./progress.ts";
 
 const USAGE = `Usage: entrepot retention [OPTIONS]
 
@@ -53,14 +54,11 @@ export function runRetention(args: string[], io: CommandIo): Promise<number> {
 
 function show(io: CommandIo): (event: Told) => void {
   const terminal = new Terminal(io.stdout);
-  const print = (line: string): void => {
-    terminal.clear();
-    terminal.print(line);
-  };
+  const print = (line: string): void => terminal.conclude(line);
   return (event) => {
     switch (event.type) {
       case "progress":
-        showShare(terminal, event);
+        showTags(terminal, event);
         break;
       case "tags":
         // One write for all: a dry run may tell of a million.
@@ -79,15 +77,9 @@ function show(io: CommandIo): (event: Told) => void {
   };
 }
 
-type Progress = Extract<Told, { type: "progress" }>;
-
-function showShare(terminal: Terminal, { scanned, total, removed }: Progress): void {
-  const share = total === 0 ? 1 : scanned / total;
-  const facts = `${Math.floor(share * 100)}%`.padStart(4) + `  ${removed} to go`;
-  terminal.show(
-    (width) => [cut("looking at tags", width), `${barText(share, Math.min(40, width - facts.length - 1))} ${facts}`],
-    () => `looking at tags: ${scanned} of about ${total}, ${removed} to go`,
-  );
+function showTags(terminal: Terminal, { scanned, total, removed }: Extract<Told, { type: "progress" }>): void {
+  const going = `${removed} to go`;
+  showShare(terminal, "looking at tags", { done: scanned, total }, going, `${scanned} of about ${total}, ${going}`);
 }
 
 function clockWarning(gainedMs: number): string {

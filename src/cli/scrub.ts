@@ -1,10 +1,11 @@
 import { parseSize, SIZE_REMEDY } from "../config/units.ts";
 import type { Told as ToldBy } from "../jobs/attended.ts";
 import type { Finding, ScrubEvent, ScrubPhase, ScrubReport } from "../upkeep/scrub.ts";
-import { bytesText, timeText } from "./format.ts";
+import { bytesText, countText, timeText } from "./format.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { Terminal } from "./terminal.ts";
-import { countText, runJob, showProgress, WHERE } from "./upkeep.ts";
+import { runJob, WHERE } from "./upkeep.ts";
+import { showProgress } from "./progress.ts";
 
 const USAGE = `Usage: entrepot scrub [OPTIONS]
 
@@ -61,8 +62,7 @@ function statusOf(event: Told): number {
 function show(io: CommandIo): (event: Told) => void {
   const terminal = new Terminal(io.stdout);
   const print = (color: "red" | "green" | "yellow", sign: string, line: string): void => {
-    terminal.clear();
-    terminal.print(`${terminal.paint(color, sign)} ${line}`);
+    terminal.conclude(`${terminal.paint(color, sign)} ${line}`);
   };
   return (event) => {
     if (event.type === "progress") showProgress(terminal, event, PHASES[event.phase], "read");

@@ -39,6 +39,12 @@ export class Terminal {
     this.#draw(block);
   }
 
+  /** Takes the block away, and writes a line that stays. */
+  conclude(line: string): void {
+    this.clear();
+    this.print(line);
+  }
+
   /** Shows how far things are. @param lines the block, none wider than `width` @param plain the same in one line, for where no block can be drawn */
   show(lines: (width: number) => string[], plain: () => string): void {
     const nowMs = performance.now();

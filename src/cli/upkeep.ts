@@ -4,10 +4,8 @@ import { createLog } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
 import type { Tell } from "../jobs/attended.ts";
 import { Daemon, localAddress, LostDaemon, NoDaemon } from "./daemon.ts";
-import { barText, bytesText, cut } from "./format.ts";
 import { interruptible } from "./interrupt.ts";
 import { FAILED, UsageError, type CommandIo } from "./io.ts";
-import type { Terminal } from "./terminal.ts";
 
 /** A job that a command asks for: of the running daemon or, where none runs, on the storage itself. */
 export interface Asked<Event> {
@@ -97,24 +95,4 @@ async function runByDaemon<Event extends { type: string }>(
   }
   if (last !== "done" && last !== "failed") throw new LostDaemon(daemon.address);
   return status;
-}
-
-/** Shows how far a phase is: its name, a bar, its share and what else there is to say. */
-export function showProgress(
-  terminal: Terminal,
-  { scanned, total, bytes }: { scanned: number; total: number; bytes: number },
-  title: string,
-  verb: string,
-): void {
-  const share = total === 0 ? 1 : scanned / total;
-  const facts = `${Math.floor(share * 100)}%`.padStart(4) + `  ${bytesText(bytes)} ${verb}`;
-  terminal.show(
-    (width) => [cut(title, width), `${barText(share, Math.min(40, width - facts.length - 1))} ${facts}`],
-    () => `${title}: ${scanned} of about ${total}, ${bytesText(bytes)} ${verb}`,
-  );
-}
-
-/** `1 blob`, `12 blobs`. */
-export function countText(count: number, one: string, many = `${one}s`): string {
-  return `${count} ${count === 1 ? one : many}`;
 }

@@ -81,8 +81,7 @@ function show(io: CommandIo, images: readonly string[]): Watch {
   let ended = 0;
   const end = (line: string): void => {
     ended += 1;
-    terminal.clear();
-    terminal.print(line);
+    terminal.conclude(line);
     current = undefined;
   };
   return (event) => {

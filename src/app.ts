@@ -53,7 +53,7 @@ import { Warming } from "./registry/warm.ts";
 import { createRemote, type Remote, type RemoteObserver } from "./remote/remote.ts";
 import { Browse } from "./store/browse.ts";
 import { CachedHolders } from "./store/cached-holders.ts";
-import { Catalog } from "./store/catalog.ts";
+import { Catalog, type Ledger } from "./store/catalog.ts";
 import { Emptying } from "./store/emptying.ts";
 import { FileBlobStore } from "./store/blobs-fs.ts";
 import type { BlobStore } from "./store/blobs.ts";
@@ -417,6 +417,9 @@ export async function openStoredContent(
   const catalog = new Catalog(db);
   const metrics = new Metrics();
   const jobs = makeJobs({ db, clock, log, metrics });
+  const journal = stack.use(new Journal({ db, clock, config: () => config.events, log, metrics, onFault }));
+  // The next daemon counts for itself.
+  const ledger: Ledger = { added: () => undefined, removed: () => undefined };
   const upkeep = makeUpkeep({
     ...jobs,
     config: () => config,
@@ -426,9 +429,8 @@ export async function openStoredContent(
     memory: new MemoryCache(0),
     usage: stack.use(new Usage(catalog, clock, onFault)),
     clock,
-    journal: stack.use(new Journal({ db, clock, config: () => config.events, log, metrics, onFault })),
-    // The next daemon counts for itself.
-    ledger: { added: () => undefined, removed: () => undefined },
+    journal,
+    ledger,
     inFlight: () => new Set(),
     repair: undefined,
     log,
@@ -450,9 +452,9 @@ export async function openStoredContent(
       reserve: async (bytes) =>
         (await blobs.freeBytes()) - bytes < config.storage.minFree ? undefined : { release: () => undefined },
     },
-    journal: stack.use(new Journal({ db, clock, config: () => config.events, log, metrics, onFault })),
+    journal,
     clock,
-    ledger: { added: () => undefined, removed: () => undefined },
+    ledger,
     quotas: new Quotas({ rules: () => config.hosted.quotas, namespaces, clock, log }),
     namespaces,
     log,

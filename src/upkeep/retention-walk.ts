@@ -142,7 +142,7 @@ class Images {
     return keepers;
   }
 
-  /** @param way images on the way here: one that is kept by itself alone is not kept */
+  /** @param way images on the way here, which are not asked again: one that is kept by itself alone is not kept */
   async #among(
     pages: Iterable<HostedTag[]> | AsyncIterable<HostedTag[]>,
     way: readonly string[],
@@ -150,8 +150,10 @@ class Images {
     for await (const page of pages) {
       for (const tag of page) {
         const next = companionOf(tag.name);
-        if (next && way.includes(next.first)) continue;
-        if (this.#keeper(tag) || (next && (await this.#isKept(next, way)))) return { by: "image", tag: tag.name };
+        // A companion of the very image says nothing of it, not even where a rule keeps it.
+        if (next && next.first === way.at(-1)) continue;
+        const isNew = next && !way.includes(next.first);
+        if (this.#keeper(tag) || (isNew && (await this.#isKept(next, way)))) return { by: "image", tag: tag.name };
       }
     }
     return undefined;

@@ -1,36 +1,33 @@
-import {
-  closeSync,
-  fdatasync,
-  fsync,
-  ftruncate,
-  open as openFd,
-  read as readFd,
-  write as writeFd,
-  type PathLike,
-} from "node:fs";
+import { closeSync, fdatasync, fsync, open as openFd, write as writeFd, type PathLike } from "node:fs";
 import { open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { promisify } from "node:util";
 import { hexOf, algorithmOf, proves, startHash, type Digest } from "../oci/digest.ts";
 import { blobPath } from "../store/blobs-fs.ts";
+import { FileThreads, type FileTask, type ForeignFile } from "../store/file-threads.ts";
 import type { ExportPlan, PlannedBlob } from "./export-plan.ts";
 import type { RegistryClient } from "./registry-client.ts";
 import { fileHead, padding, TAR_END } from "./tar-format.ts";
 
-/** What the caches of a core hold three of: with 2 MiB, reading and writing cost the system twice the time. */
 const PIECE_BYTES = 256 * 1024;
+/** What a thread copies before it tells of it. */
+const STRIDE_BYTES = 64 * 1024 * 1024;
 /** The disk is set to work after so much, so that the sync at the end is short. Smaller steps hold up the writing. */
 const FLUSH_BYTES = 256 * 1024 * 1024;
 
 const openFile = promisify(openFd) as (path: PathLike, flags: string) => Promise<number>;
 const syncData = promisify(fdatasync);
 const syncFile = promisify(fsync);
-const truncateFile = promisify(ftruncate);
 
 /** Where an archive goes. */
 export interface ArchiveSink {
   /** The buffer is the caller's again once this has resolved. */
   write(bytes: Buffer): Promise<void>;
+  /**
+   * Writes a whole file of this machine, and proves it.
+   * @returns undefined, or why not: then it is as if nothing had been written
+   */
+  writeFile?(file: ForeignFile, told: (bytes: number) => void, signal: AbortSignal): Promise<string | undefined>;
 }
 
 export interface ExportSource {
@@ -84,109 +81,65 @@ export function entryName(digest: Digest): string {
   return `blobs/${algorithmOf(digest)}/${hexOf(digest)}`;
 }
 
-/** Copies and proves. While one piece is hashed here, another is written and the next is read by other threads. */
+/** Copies and proves. What can't be read on this machine, whatever the reason, is asked for. */
 async function copyBlob(
-  { digest, sizeBytes, repository }: PlannedBlob,
+  blob: PlannedBlob,
   { client, root }: ExportSource,
   sink: ArchiveSink,
   told: (bytes: number) => void,
   signal: AbortSignal,
 ): Promise<void> {
-  const local = root === undefined ? undefined : await LocalBlob.open(blobPath(root, digest));
-  const pieces = local ? local.pieces(sizeBytes) : gathered(client.blob(repository, digest, signal), sizeBytes);
+  const { digest, sizeBytes, repository } = blob;
+  let reason = "it is damaged where it is stored";
+  if (root !== undefined && sink.writeFile) {
+    const refused = await sink.writeFile({ digest, path: blobPath(root, digest), sizeBytes }, told, signal);
+    if (refused === undefined) return;
+    reason = refused;
+  }
   const hash = startHash(digest);
   let copied = 0;
-  let writing: Promise<void> = Promise.resolve();
+  let cause: unknown;
   try {
-    let next = pieces.next();
-    for (;;) {
-      const piece = await next;
-      if (piece.done === true) break;
-      signal.throwIfAborted();
-      copied += piece.value.length;
+    for await (const piece of gathered(client.blob(repository, digest, signal), sizeBytes)) {
+      copied += piece.length;
       if (copied > sizeBytes) break;
-      // Two pieces at most are in use: this one, and the one that is read into once the last has been written.
+      const writing = sink.write(piece);
+      hash.update(piece);
       await writing;
-      writing = sink.write(piece.value);
-      writing.catch(() => undefined);
-      next = pieces.next();
-      next.catch(() => undefined);
-      hash.update(piece.value);
-      told(piece.value.length);
+      told(piece.length);
     }
-    await writing;
-  } finally {
-    await writing.catch(() => undefined);
-    await pieces.return(undefined);
-    local?.close();
+    if (copied === sizeBytes && proves(hash, digest)) return;
+  } catch (error) {
+    signal.throwIfAborted();
+    if (root === undefined) throw error;
+    cause = error;
   }
-  if (copied === sizeBytes && proves(hash, digest)) return;
   throw new Error(
-    `${repository}: blob ${digest} is damaged where it is stored: find and repair what is with "entrepot scrub", then export again`,
+    `${repository}: blob ${digest} can't be had (${reason}): find and repair what is damaged with "entrepot scrub", then export again`,
+    { cause },
   );
 }
 
-/** A file of the storage. Nobody changes it; while it is open, nobody can take it away. */
-class LocalBlob {
-  readonly #fd: number;
-
-  private constructor(fd: number) {
-    this.#fd = fd;
-  }
-
-  /** @returns undefined where it can't be read: then it is asked for */
-  static async open(path: string): Promise<LocalBlob | undefined> {
-    try {
-      return new LocalBlob(await openFile(path, "r"));
-    } catch {
-      return undefined;
-    }
-  }
-
-  /** A piece is good until two more have been asked for. */
-  async *pieces(sizeBytes: number): AsyncGenerator<Buffer, undefined, undefined> {
-    const ring = pieceRing(sizeBytes);
-    for (let at = 0, turn = 0; ; turn++) {
-      const target = ring[turn % ring.length] as Buffer;
-      const bytes = await readAt(this.#fd, target, at);
-      if (bytes === 0) return undefined;
-      at += bytes;
-      yield target.subarray(0, bytes);
-    }
-  }
-
-  close(): void {
-    closeSync(this.#fd);
-  }
-}
-
-/** The small pieces of a socket, joined: each write costs a turn of a thread. A piece is good until two more have been asked for. */
+/** The small pieces of a socket, joined: each write costs a turn of a thread. A piece is good until the next is asked for. */
 async function* gathered(
   chunks: AsyncIterable<Buffer>,
   sizeBytes: number,
 ): AsyncGenerator<Buffer, undefined, undefined> {
-  const ring = pieceRing(sizeBytes);
-  let turn = 0;
+  // What is made anew for each piece would wait for the next collection, a hundred MiB of it.
+  const target = Buffer.allocUnsafeSlow(Math.max(1, Math.min(PIECE_BYTES, sizeBytes)));
   let filled = 0;
   for await (const chunk of chunks) {
     for (let at = 0; at < chunk.length;) {
-      const target = ring[turn % ring.length] as Buffer;
       const copied = chunk.copy(target, filled, at);
       at += copied;
       filled += copied;
       if (filled < target.length) continue;
       yield target;
-      turn++;
       filled = 0;
     }
   }
-  if (filled > 0) yield (ring[turn % ring.length] as Buffer).subarray(0, filled);
+  if (filled > 0) yield target.subarray(0, filled);
   return undefined;
-}
-
-/** Buffers to read into in turn: what is made anew for each piece would wait for the next collection, a hundred MiB of it. */
-function pieceRing(sizeBytes: number): Buffer[] {
-  return [0, 1, 2].map(() => Buffer.allocUnsafeSlow(Math.max(1, Math.min(PIECE_BYTES, sizeBytes))));
 }
 
 /** A file that is there whole or not at all: written beside its place, synced, renamed. */
@@ -194,6 +147,7 @@ export class ArchiveFile implements ArchiveSink, AsyncDisposable {
   readonly #path: string;
   readonly #part: string;
   readonly #fd: number;
+  readonly #threads = new FileThreads();
   #at = 0;
   #flushedAt = 0;
   #flushing: Promise<unknown> | undefined;
@@ -208,14 +162,52 @@ export class ArchiveFile implements ArchiveSink, AsyncDisposable {
   /** What an export that was killed has left is written over. @throws Error where it can't be written */
   static async create(path: string): Promise<ArchiveFile> {
     const part = `${path}.part`;
-    const fd = await openFile(part, "a");
-    await truncateFile(fd, 0);
-    return new ArchiveFile(path, part, fd);
+    return new ArchiveFile(path, part, await openFile(part, "w"));
   }
 
   async write(bytes: Buffer): Promise<void> {
-    for (let at = 0; at < bytes.length;) at += await appendTo(this.#fd, bytes.subarray(at));
+    for (let at = 0; at < bytes.length;) at += await writeAt(this.#fd, bytes.subarray(at), this.#at + at);
     this.#at += bytes.length;
+    this.#flush();
+  }
+
+  /** One thread proves the file while another copies it: each reads it alone, the second out of memory. */
+  async writeFile(file: ForeignFile, told: (bytes: number) => void, signal: AbortSignal): Promise<string | undefined> {
+    const start = this.#at;
+    const copies: FileTask[] = [];
+    for (let from = 0; from < file.sizeBytes; from += STRIDE_BYTES) {
+      const bytes = Math.min(STRIDE_BYTES, file.sizeBytes - from);
+      copies.push({ verb: "copy", file, from, bytes, into: this.#part, at: start + from });
+    }
+    // A file may take minutes to prove.
+    const end = (): void => void this.#threads[Symbol.asyncDispose]();
+    signal.addEventListener("abort", end);
+    let written = 0;
+    try {
+      const proving = this.#threads.run([{ verb: "prove", file }], signal);
+      proving.catch(() => undefined);
+      const copied = await this.#threads.run(copies, signal, (done) => {
+        const bytes = done.reduce((sum, task) => sum + (task.verb === "copy" ? task.bytes : 0), 0);
+        written += bytes;
+        this.#at = start + written;
+        this.#flush();
+        told(bytes);
+      });
+      const outcomes = [...copied, ...(await proving)];
+      const refused = outcomes.find((outcome) => "reason" in outcome);
+      if (!refused) return undefined;
+      this.#at = start;
+      told(-written);
+      return refused.reason;
+    } catch (error) {
+      signal.throwIfAborted();
+      throw error;
+    } finally {
+      signal.removeEventListener("abort", end);
+    }
+  }
+
+  #flush(): void {
     if (this.#flushing !== undefined || this.#at - this.#flushedAt < FLUSH_BYTES) return;
     this.#flushedAt = this.#at;
     // A failure is told by the sync at the end, too.
@@ -242,6 +234,7 @@ export class ArchiveFile implements ArchiveSink, AsyncDisposable {
   /** Unless it is finished, nothing of it stays. */
   async [Symbol.asyncDispose](): Promise<void> {
     if (this.#state === "gone") return;
+    await this.#threads[Symbol.asyncDispose]();
     await this.#flushing;
     closeSync(this.#fd);
     if (this.#state === "open") await rm(this.#part, { force: true });
@@ -249,14 +242,8 @@ export class ArchiveFile implements ArchiveSink, AsyncDisposable {
   }
 }
 
-function readAt(fd: number, target: Buffer, position: number): Promise<number> {
+function writeAt(fd: number, bytes: Buffer, position: number): Promise<number> {
   return new Promise((resolve, reject) => {
-    readFd(fd, target, 0, target.length, position, (error, bytes) => (error ? reject(error) : resolve(bytes)));
-  });
-}
-
-function appendTo(fd: number, bytes: Buffer): Promise<number> {
-  return new Promise((resolve, reject) => {
-    writeFd(fd, bytes, 0, bytes.length, null, (error, written) => (error ? reject(error) : resolve(written)));
+    writeFd(fd, bytes, 0, bytes.length, position, (error, written) => (error ? reject(error) : resolve(written)));
   });
 }

@@ -14,6 +14,8 @@ export interface ForeignFile {
 export type FileTask =
   | { verb: "sync"; folder: string }
   | { verb: "prove"; file: ForeignFile }
+  /** [from, from + bytes) of the file is written into another that is there, at a place of its own. */
+  | { verb: "copy"; file: ForeignFile; from: number; bytes: number; into: string; at: number }
   | {
       verb: "place";
       file: ForeignFile;
@@ -46,11 +48,16 @@ export class FileThreads implements AsyncDisposable {
   readonly #all: FileThread[] = [];
 
   /**
+   * @param done is told of each group of tasks that has been done
    * @returns an outcome for each task, in their order
    * @throws Error with `code` where the store's disk is full or fails; the signal's reason, between two groups of files. No thread looks at
    * any of them any more by then: the caller may give up being alone with them.
    */
-  async run(tasks: readonly FileTask[], signal: AbortSignal): Promise<FileOutcome[]> {
+  async run(
+    tasks: readonly FileTask[],
+    signal: AbortSignal,
+    done: (tasks: readonly FileTask[]) => void = () => undefined,
+  ): Promise<FileOutcome[]> {
     const failed = new AbortController();
     const outcomes = await Promise.allSettled(
       groupsOf(tasks).map(async (group) => {
@@ -58,7 +65,9 @@ export class FileThreads implements AsyncDisposable {
         try {
           signal.throwIfAborted();
           failed.signal.throwIfAborted();
-          return await thread.ask(group);
+          const outcomes = await thread.ask(group);
+          done(group);
+          return outcomes;
         } catch (error) {
           failed.abort(error);
           throw error;
@@ -103,7 +112,7 @@ function groupsOf(tasks: readonly FileTask[]): FileTask[][] {
       bytes = 0;
     }
     last.push(task);
-    if (task.verb !== "sync") bytes += task.file.sizeBytes;
+    bytes += task.verb === "sync" ? 0 : task.verb === "copy" ? task.bytes : task.file.sizeBytes;
   }
   return groups;
 }

@@ -50,8 +50,10 @@ export interface LeftOut {
 }
 
 /** So much gathers: a sync of the 256 folders of blobs is shared by as many files. */
-const FILES = 2000;
+const FILES = 5000;
 const MANIFESTS = 500;
+/** Of manifests, which are held in memory meanwhile. */
+const MANIFEST_BYTES: Bytes = 64 * 1024 ** 2;
 const TAGS = 2000;
 /** Files are read, or copied, for so long before what comes of them is kept: a pull or a push of one of them waits as long. */
 const FILES_BYTES: Bytes = 4 * 1024 ** 3;
@@ -121,6 +123,7 @@ export class TakeOver {
     if (
       sum(({ files }) => files.length) >= FILES ||
       sum(({ manifests, absent }) => manifests.length + absent.length) >= MANIFESTS ||
+      sum(({ manifests }) => manifests.reduce((all, { bytes }) => all + bytes.length, 0)) >= MANIFEST_BYTES ||
       sum(({ tags }) => tags.length) >= TAGS
     ) {
       await this.end();

@@ -1,7 +1,6 @@
 import { randomUUID } from "node:crypto";
-import { mkdir } from "node:fs/promises";
 import { hostname } from "node:os";
-import { join, resolve } from "node:path";
+import { resolve } from "node:path";
 import { systemClock, type Clock } from "./base/clock.ts";
 import type { Logger } from "./base/log.ts";
 import { Metrics } from "./base/metrics.ts";
@@ -10,9 +9,8 @@ import type { LoadedConfig } from "./config/load.ts";
 import { printConfigJson } from "./config/print.ts";
 import { planReload, type Reload } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
-import type { Database } from "./db/database.ts";
-import { lockStorage } from "./db/lock.ts";
-import { openSqlite } from "./db/sqlite.ts";
+import type { Caller } from "./access/principal.ts";
+import { sightOf } from "./access/sight.ts";
 import { Journal } from "./events/journal.ts";
 import { Webhooks } from "./events/webhooks.ts";
 import { eventOperations } from "./http/api/events.ts";
@@ -27,55 +25,62 @@ import { importOperations } from "./http/api/import.ts";
 import { upkeepOperations } from "./http/api/upkeep.ts";
 import { namespaceOperations } from "./http/api/namespaces.ts";
 import { webhookOperations } from "./http/api/webhooks.ts";
-import { opsRoutes, type Check } from "./http/ops.ts";
+import { robotOperations } from "./http/api/robots.ts";
+import { sessionOperations } from "./http/api/session.ts";
+import { teamOperations } from "./http/api/teams.ts";
+import { grantOperations } from "./http/api/grants.ts";
+import { tokenOperations } from "./http/api/tokens.ts";
+import { userOperations } from "./http/api/users.ts";
+import { Callers, challengeTo } from "./http/callers.ts";
+import type { Check } from "./http/check.ts";
+import { opsRoutes } from "./http/ops.ts";
 import { ownHostReader } from "./http/own-host.ts";
 import { searchRoutes } from "./http/search.ts";
 import { HttpServer } from "./http/server.ts";
+import { setupRoutes } from "./http/setup.ts";
+import { ServedCertificate } from "./http/tls.ts";
+import { tokenRoutes } from "./http/token.ts";
 import { V2 } from "./http/v2.ts";
 import { registerForgetting } from "./jobs/forget.ts";
-import { JobQueue } from "./jobs/queue.ts";
-import { JobRunner } from "./jobs/runner.ts";
-import { JobSchedule } from "./jobs/schedule.ts";
-import { importJob, type ImportJob } from "./moving/import-job.ts";
-import type { ImportDeps } from "./moving/import.ts";
+import type { ImportJob } from "./moving/import-job.ts";
 import type { Digest } from "./oci/digest.ts";
-import type { RepositoryName } from "./oci/reference.ts";
 import { HostedRepositories } from "./registry/hosted.ts";
+import { Gate } from "./registry/gate.ts";
 import { Mirror } from "./registry/mirror.ts";
-import { Names, type Located } from "./registry/names.ts";
-import { immutableTags } from "./registry/policy.ts";
+import { Names } from "./registry/names.ts";
 import { Quotas } from "./registry/quota.ts";
 import { Registry } from "./registry/registry.ts";
 import { Removal } from "./registry/removal.ts";
 import { StoredBlobs } from "./registry/stored-blobs.ts";
 import { Upstream } from "./registry/upstream.ts";
 import { Warming } from "./registry/warm.ts";
-import { createRemote, type Remote, type RemoteObserver } from "./remote/remote.ts";
+import { createRemote, type Remote } from "./remote/remote.ts";
 import { Browse } from "./store/browse.ts";
 import { CachedHolders } from "./store/cached-holders.ts";
 import { Catalog, type Ledger } from "./store/catalog.ts";
 import { Emptying } from "./store/emptying.ts";
-import { FileBlobStore } from "./store/blobs-fs.ts";
-import type { BlobStore } from "./store/blobs.ts";
-import { GarbageCatalog } from "./store/garbage.ts";
 import { HostedCatalog } from "./store/hosted-catalog.ts";
-import { ImportCatalog } from "./store/import-catalog.ts";
-import { Inventory } from "./store/inventory.ts";
 import { MemoryCache } from "./store/memory.ts";
 import { Namespaces } from "./store/namespaces.ts";
-import { TagCatalog } from "./store/tag-catalog.ts";
 import { Uploads } from "./store/uploads.ts";
-import { UsageAudit } from "./store/usage-audit.ts";
 import { Usage } from "./store/usage.ts";
+import { visibleRepositories } from "./store/visible.ts";
 import { Downloads } from "./transfer/download.ts";
-import { ClockWatch } from "./upkeep/clock-watch.ts";
 import { Evictor } from "./upkeep/evict.ts";
-import { GarbageCollector, type GcDeps } from "./upkeep/gc.ts";
 import { Purge } from "./upkeep/purge.ts";
 import { recover } from "./upkeep/recover.ts";
-import { Retention, type RetentionDeps } from "./upkeep/retention.ts";
-import { Scrubber, type Repair, type ScrubDeps } from "./upkeep/scrub.ts";
-import { Upkeep, type UpkeepDeps } from "./upkeep/upkeep.ts";
+import type { Upkeep } from "./upkeep/upkeep.ts";
+import {
+  openAccess,
+  makeJobs,
+  makeUpkeep,
+  makeImports,
+  openStorage,
+  repairFrom,
+  upstreamObserver,
+  exposeState,
+  check,
+} from "./app-parts.ts";
 
 /** A running daemon. Disposing of it drains requests, keeps partial downloads and closes everything, in the reverse order of its making. */
 export interface App extends AsyncDisposable {
@@ -116,6 +121,8 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     log.warn({ operation, err: error }, "the cache failed, the pull goes on");
   };
 
+  const certificate =
+    config.server.tls && stack.use(await ServedCertificate.open(config.server.tls, { clock, log, metrics }));
   const root = resolve(config.storage.root);
   const { db, blobs } = await openStorage(root, stack);
   const catalog = new Catalog(db);
@@ -178,6 +185,15 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
 
   const names = new Names(config);
   for (const namespace of await hostedCatalog.namespaces()) names.host(namespace);
+  const access = await openAccess({ config: () => running, root, db, clock, journal, log, metrics, ownWork, stack });
+  const { spaces, accounts } = access;
+  const host = async (namespace: string): Promise<void> => {
+    names.host(namespace);
+    await spaces.hosted(namespace);
+  };
+  const gate = new Gate({ names, spaces, create: () => running.access.create });
+  const visible = (caller: Caller, last: string, limit: number): ReturnType<typeof visibleRepositories> =>
+    visibleRepositories(db, last, limit, sightOf(caller, spaces));
   const stored = new StoredBlobs({ catalog, blobs, memory, clock, ledger: evictor, onFault });
   const mirror = stack.use(
     new Mirror({
@@ -216,7 +232,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   const quotas = new Quotas({ rules: () => running.hosted.quotas, namespaces, clock, log });
   const hosted = new HostedRepositories({
     config: () => running.hosted,
-    names,
+    host,
     catalog,
     hosted: hostedCatalog,
     blobs,
@@ -234,7 +250,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     ledger: evictor,
     onFault,
   });
-  const registry = new Registry(names, mirror, hosted, catalog, journal);
+  const registry = new Registry(names, mirror, hosted, journal);
   const warming = new Warming({ mirror, names, clock, progress: () => downloads.progress });
   const upkeep = makeUpkeep({
     ...jobs,
@@ -255,9 +271,13 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   exposeState(metrics, { jobs, evictor, downloads, uploads, upstreams, blobs, quotas });
 
   let stopping = false;
-  const checks = (): Promise<Check[]> => check({ db, blobs, upstreams, minFree: running.storage.minFree, stopping });
+  const checks = async (): Promise<Check[]> => [
+    ...(await check({ db, blobs, upstreams, minFree: running.storage.minFree, stopping })),
+    ...(certificate ? [certificate.check()] : []),
+  ];
   const ops = opsRoutes({
     metrics,
+    metricsFor: () => running.access.metrics,
     checks,
     home: { publicUrl: config.server.publicUrl, upstreams: Object.keys(config.upstreams), version: VERSION },
   });
@@ -268,6 +288,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     catalog,
     hosted: hostedCatalog,
     names,
+    host,
     blobs,
     room: { reserve: (bytes) => evictor.reserveForUpload(bytes) },
     journal,
@@ -283,7 +304,9 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
   const purge = new Purge({ browse, holders: new CachedHolders(db, catalog), emptying, evictor });
   const isOwnHost = ownHostReader(config.server);
   const api = apiRoutes({
-    from: () => running.admin.from,
+    gate,
+    names,
+    journal,
     isOwnHost,
     progress: config.server.progress,
     operations: [
@@ -306,7 +329,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
         flights: () => downloads.progress,
         config: () => printConfigJson({ config: running, origins, warnings: [] }),
       }),
-      ...repositoryOperations({ browse, catalog, hosted, removal, purge }),
+      ...repositoryOperations({ spaces, browse, catalog, hosted, removal, purge }),
       ...manifestOperations({ browse, catalog, hostedCatalog, blobs }),
       ...cacheOperations({
         upstreams,
@@ -322,12 +345,37 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
       ...jobOperations(jobs),
       ...eventOperations({ journal }),
       ...webhookOperations({ webhooks }),
-      ...namespaceOperations({ namespaces, quotas }),
+      ...userOperations({ ...access, names, access: () => running.access, isForeign: access.isForeign, clock }),
+      ...sessionOperations({ ...access, access: () => running.access }),
+      ...teamOperations({ ...access, create: () => running.access.create }),
+      ...grantOperations({ ...access, upstreams: () => running.upstreams }),
+      ...robotOperations({ ...access, clock }),
+      ...tokenOperations({ ...access, clock }),
+      ...namespaceOperations({ ...access, names, namespaces, quotas, create: () => running.access.create }),
     ],
   });
-  const search = searchRoutes({ registry });
+  const search = searchRoutes({ registry, visible });
+  const tokenService = tokenRoutes({
+    ...access,
+    gate,
+    metrics,
+    progress: config.server.progress,
+    audiences: () => running.access.tokens.audiences,
+  });
+  const setupPage = setupRoutes(access);
+  const service = { publicUrl: config.server.publicUrl, service: access.tokens.service };
+  const callers = new Callers({
+    authenticator: access.authenticator,
+    accounts,
+    listen: config.server.listen,
+    access: () => running.access,
+    isOwnHost,
+  });
   const server = new HttpServer({
+    callers,
+    challenge: (request, error) => challengeTo(request, error, names, service),
     config: config.server,
+    certificate,
     get logRequests() {
       return running.log.requests;
     },
@@ -335,6 +383,8 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     metrics,
     v2: new V2({
       registry,
+      gate,
+      visible,
       quotas,
       metrics,
       isOwnHost,
@@ -342,7 +392,8 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
       publicUrl: config.server.publicUrl,
       hosted: () => running.hosted,
     }),
-    routes: (ctx, next) => ops(ctx, () => search(ctx, () => api(ctx, next))),
+    routes: (ctx, next) =>
+      ops(ctx, () => tokenService(ctx, () => setupPage(ctx, () => search(ctx, () => api(ctx, next))))),
   });
 
   const tidying = new AbortController();
@@ -359,6 +410,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
         // A clock that has jumped ahead makes what is young look old.
         .expire(keep === 0 ? 0 : keep + jobs.watch.gainedMs(keep), tidying.signal)
         .catch((error: unknown) => onFault("expire events", error));
+      await access.tokens.rotate().catch((error: unknown) => onFault("rotate keys", error));
       await clock.sleep(DAY_MS, tidying.signal).catch(() => undefined);
     }
   })();
@@ -382,12 +434,17 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     await jobs.schedule.stop();
     await jobs.runner.stop();
   });
+  if (ownWork && !callers.openHere && !accounts.hasLogins && !running.access.htpasswd) {
+    access.setup.offer(config.server.publicUrl ?? address);
+  }
   log.info({ address, root, upstreams: [...upstreams.keys()], version: VERSION }, "entrepot is ready");
 
   const owned = stack.move();
   const reload: App["reload"] = (next, from) => {
     const { changed, needRestart, ...plan } = planReload(running, next);
     running = plan.config;
+    void certificate?.reload();
+    void access.htpasswd?.reload();
     if (from) origins = from;
     if (changed.includes("log.level")) log.level = running.log.level;
     for (const [name, { remotes }] of upstreams) {
@@ -447,6 +504,7 @@ export async function openStoredContent(
     catalog,
     hosted,
     names,
+    host: async (namespace) => names.host(namespace),
     blobs,
     room: {
       reserve: async (bytes) =>
@@ -463,183 +521,4 @@ export async function openStoredContent(
   stack.defer(() => jobs.runner.stop());
   const owned = stack.move();
   return { upkeep, import: imports, [Symbol.asyncDispose]: () => owned.disposeAsync() };
-}
-
-interface Jobs extends Pick<UpkeepDeps, "queue" | "runner" | "schedule"> {
-  watch: ClockWatch;
-}
-
-/** Nothing runs before it is started or asked for. */
-function makeJobs(deps: { db: Database; clock: Clock; log: Logger; metrics: Metrics }): Jobs {
-  const queue = new JobQueue(deps.db, deps.clock);
-  const runner = new JobRunner({ ...deps, queue });
-  const watch = new ClockWatch(deps.clock);
-  return { queue, runner, watch, schedule: new JobSchedule({ ...deps, queue, runner, look: () => watch.look() }) };
-}
-
-type UpkeepParts = Omit<GcDeps, "limits" | "garbage"> &
-  Omit<ScrubDeps, "bandwidth" | "inventory" | "audit"> &
-  Omit<RetentionDeps, "tags" | "config"> &
-  Jobs & { config: () => Config; db: Database };
-
-function makeUpkeep({ config, db, ...parts }: UpkeepParts): Upkeep {
-  return new Upkeep({
-    ...parts,
-    intervals: () => ({ gc: config().gc.interval, scrub: config().scrub.interval }),
-    retentionSchedule: () => config().retention.schedule,
-    retention: new Retention({ ...parts, config, tags: new TagCatalog(db.background, parts.catalog) }),
-    collector: new GarbageCollector({
-      ...parts,
-      limits: () => config().gc,
-      garbage: new GarbageCatalog(db.background, parts.catalog),
-    }),
-    scrubber: new Scrubber({
-      ...parts,
-      bandwidth: () => config().scrub.bandwidth,
-      inventory: new Inventory(db),
-      audit: new UsageAudit(db.background),
-    }),
-  });
-}
-
-type ImportParts = Omit<ImportDeps, "imports" | "isImmutable"> &
-  Pick<Jobs, "queue" | "runner"> & { config: () => Config; db: Database; catalog: Catalog; log: Logger };
-
-function makeImports({ config, db, catalog, ...parts }: ImportParts): ImportJob {
-  return importJob({
-    ...parts,
-    imports: new ImportCatalog(db, catalog),
-    isImmutable: (repository, tag) => immutableTags(config().hosted.immutableTags)(repository, tag),
-  });
-}
-
-async function openStorage(root: string, stack: AsyncDisposableStack): Promise<{ db: Database; blobs: BlobStore }> {
-  try {
-    await mkdir(root, { recursive: true });
-    const blobs = await FileBlobStore.open(root);
-    stack.defer(lockStorage(root));
-    return { db: stack.use(await openSqlite(join(root, "entrepot.db"))), blobs };
-  } catch (cause) {
-    const { code } = cause as NodeJS.ErrnoException;
-    if (code === "EACCES" || code === "EROFS" || code === "EPERM") {
-      throw new Error(
-        `storage.root ${root} can't be written (${code}): give this user the folder, or set another one`,
-        { cause },
-      );
-    }
-    if (code === "EEXIST" || code === "ENOTDIR") {
-      throw new Error(`storage.root ${root} is not a folder: move away what is there, or set another one`, { cause });
-    }
-    if (code === "SQLITE_FULL" || code === "ENOSPC") {
-      throw new Error(`storage.root ${root} is on a full file system: free some space`, { cause });
-    }
-    throw cause;
-  }
-}
-
-function repairFrom(mirror: Mirror, names: Names): Repair {
-  const locate = (repository: RepositoryName): Extract<Located, { kind: "cached" }> => {
-    const located = names.stored(repository);
-    if (!located) throw new Error(`the upstream of ${repository} is configured no more`);
-    return located;
-  };
-  return {
-    blob: (repository, digest, signal) => mirror.bring(locate(repository), digest, signal),
-    manifest: async (repository, digest) => void (await mirror.manifest(locate(repository), digest, false)),
-  };
-}
-
-function upstreamObserver(metrics: Metrics, upstream: string): RemoteObserver {
-  return {
-    request: (kind, _method, code, seconds) => {
-      metrics.upstreamRequests.inc({ upstream, kind, code });
-      metrics.upstreamDuration.observe({ upstream, kind }, seconds);
-    },
-    received: (bytes) => metrics.upstreamReceivedBytes.inc({ upstream }, bytes),
-  };
-}
-
-interface Exposed {
-  jobs: Jobs;
-  evictor: Evictor;
-  downloads: Downloads;
-  uploads: Uploads;
-  upstreams: ReadonlyMap<string, Upstream>;
-  blobs: BlobStore;
-  quotas: Quotas;
-}
-
-/** Gauges that others own are read when Prometheus asks. */
-function exposeState(metrics: Metrics, exposed: Exposed): void {
-  const { jobs, evictor, downloads, uploads, upstreams, blobs, quotas } = exposed;
-  metrics.onScrape(async () => {
-    let cached = 0;
-    for (const [upstream, bytes] of evictor.used) {
-      metrics.cacheBytes.set({ upstream }, bytes);
-      cached += bytes;
-    }
-    metrics.blobsBytes.set({ kind: "cached" }, cached);
-    await quotas.expose(metrics).catch(() => undefined);
-    await jobs.runner.expose().catch(() => undefined);
-    metrics.cacheMaxBytes.set(evictor.limits.cacheMaxSize);
-    metrics.flights.set(downloads.progress.length);
-    metrics.uploads.set(uploads.inProgress);
-    metrics.storageFreeBytes.set(await blobs.freeBytes().catch(() => 0));
-    for (const [upstream, { remotes }] of upstreams) {
-      metrics.upstreamUp.set({ upstream }, remotes.some(({ state }) => state.up) ? 1 : 0);
-      const { rateLimit } = remotes[0].state;
-      if (!rateLimit) continue;
-      metrics.upstreamRateLimit.set({ upstream }, rateLimit.limit);
-      metrics.upstreamRateRemaining.set({ upstream }, rateLimit.remaining);
-    }
-  });
-}
-
-interface Checked {
-  db: Database;
-  blobs: BlobStore;
-  upstreams: ReadonlyMap<string, Upstream>;
-  minFree: number;
-  stopping: boolean;
-}
-
-async function check({ db, blobs, upstreams, minFree, stopping }: Checked): Promise<Check[]> {
-  const describe = async (name: string, work: () => Promise<string>, informative = false): Promise<Check> => {
-    try {
-      return { name, ok: true, reason: await work(), informative };
-    } catch (error) {
-      return { name, ok: false, reason: (error as Error).message, informative };
-    }
-  };
-  return Promise.all([
-    describe("running", async () => {
-      if (stopping) throw new Error("the daemon is stopping");
-      return "accepts requests";
-    }),
-    describe("database", async () => {
-      await db.get("SELECT 1 AS one");
-      return "answers";
-    }),
-    describe(
-      "space",
-      async () => {
-        const free = await blobs.freeBytes();
-        if (free < minFree)
-          throw new Error(`${free} bytes free, storage.minFree is ${minFree}: new content is passed through, not kept`);
-        return `${free} bytes free`;
-      },
-      true,
-    ),
-    ...[...upstreams.values()].map((upstream) =>
-      describe(
-        `upstream ${upstream.name}`,
-        async () => {
-          if (!upstream.remotes.some(({ state }) => state.up))
-            throw new Error("does not answer: what is cached is served");
-          return "answers, as far as it was asked";
-        },
-        true,
-      ),
-    ),
-  ]);
 }

@@ -66,6 +66,26 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "show who is told what happens, and tell them once more",
     load: async () => (await import("./cli/webhooks.ts")).runWebhooks,
   },
+  user: {
+    summary: "look after the users in the database",
+    load: async () => (await import("./cli/user.ts")).runUser,
+  },
+  team: {
+    summary: "look after teams and who is in them",
+    load: async () => (await import("./cli/team.ts")).runTeam,
+  },
+  namespace: {
+    summary: "look after hosted namespaces, and what teams are granted",
+    load: async () => (await import("./cli/namespace.ts")).runNamespace,
+  },
+  robot: {
+    summary: "look after the programs that log in",
+    load: async () => (await import("./cli/robot.ts")).runRobot,
+  },
+  token: {
+    summary: "look after what users log in with in place of their password",
+    load: async () => (await import("./cli/token.ts")).runToken,
+  },
   jobs: {
     summary: "show, cancel and retry work that survives a restart",
     load: async () => (await import("./cli/jobs.ts")).runJobs,

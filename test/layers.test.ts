@@ -21,6 +21,7 @@ const ORDER = [
   "moving",
   "http",
   "ui",
+  "app-parts.ts",
   "app.ts",
   "cli",
   "main.ts",

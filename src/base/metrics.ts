@@ -21,7 +21,12 @@ export class Metrics {
     ["handler", "method"],
   );
   readonly httpInFlight = this.#gauge("http_requests_in_flight", "HTTP requests being answered", []);
+  readonly tlsCertificateExpires = this.#gauge("tls_certificate_expires_seconds", "When it expires, Unix time", [
+    "file",
+  ]);
   readonly buildInfo = this.#gauge("build_info", "Always 1; the version is in the labels", ["version", "node"]);
+
+  readonly tokensIssued = this.#counter("tokens_issued_total", "Requests for a token by outcome", ["result"]);
 
   readonly cacheRequests = this.#counter("cache_requests_total", "Pulls of cached repositories by outcome", [
     "upstream",
@@ -112,6 +117,12 @@ export class Metrics {
     "events_dropped_total",
     "Pulls and refusals that came faster than they could be recorded",
     [],
+  );
+
+  readonly authAttempts = this.#counter(
+    "auth_attempts_total",
+    "Credentials checked in full, or refused by the brakes; what is remembered is not counted",
+    ["method", "result"],
   );
 
   readonly webhookDeliveries = this.#counter("webhook_deliveries_total", "Batches of events posted to a webhook", [

@@ -1,13 +1,19 @@
+import { resolve } from "node:path";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
 import { Agent, request } from "undici";
 import { loadConfig } from "../config/load.ts";
-import { parseListen } from "../config/schema.ts";
+import { parseListen, type Config } from "../config/schema.ts";
+import type { Origin } from "../moving/registry-client.ts";
+import { localLogin, remoteLogin, type Login } from "./credentials.ts";
 import { UsageError, type CommandIo } from "./io.ts";
+import { pinnedTo } from "./pinned.ts";
 
 const ANSWER_WITHIN_MS = 10_000;
 /** The daemon tells its progress four times a second. */
 const SILENCE_MS = 30_000;
+
+type Change = "POST" | "PUT" | "PATCH" | "DELETE";
 
 /** Nobody answers at the address of a daemon. */
 export class NoDaemon extends Error {
@@ -23,13 +29,26 @@ export class LostDaemon extends Error {
   }
 }
 
-/** Where requests to a daemon go. @param address an http or https URL, or `unix:/path`. @throws UsageError for anything else */
-export function originOf(address: string): { origin: string; socketPath: string | undefined } {
+/** Where a daemon is reached. */
+export interface Place {
+  /** An http or https URL, or `unix:/path`. */
+  address: string;
+  /** File of the certificate that it has to show; undefined: one that the system trusts. */
+  certificate?: string | undefined;
+  /** What is presented there; undefined: nothing. */
+  login?: Login | undefined;
+}
+
+/** Where requests to a daemon go, and how. @throws UsageError for an address that is none */
+export function originOf({ address, certificate, login }: Place): Origin {
   const socketPath = /^unix:(?:\/\/)?(\/.+)$/.exec(address)?.[1];
   if (socketPath === undefined && !(URL.canParse(address) && /^https?:$/.test(new URL(address).protocol))) {
     throw new UsageError(`"${address}" is no address of a daemon: write http://host:port or unix:/path`);
   }
-  return { origin: socketPath === undefined ? address.replace(/\/+$/, "") : "http://localhost", socketPath };
+  const timeout = ANSWER_WITHIN_MS;
+  if (socketPath !== undefined) return { origin: "http://localhost", connect: { timeout, socketPath }, login };
+  const connect = certificate === undefined ? { timeout } : pinnedTo(certificate, timeout);
+  return { origin: address.replace(/\/+$/, ""), connect, login };
 }
 
 /**
@@ -41,7 +60,18 @@ export async function findDaemon(
   { server, config: file }: { server?: string | undefined; config?: string | undefined },
   { env }: CommandIo,
 ): Promise<Daemon> {
-  return new Daemon(server ?? localAddress((await loadConfig({ file, env })).config.server.listen));
+  if (server !== undefined) return new Daemon(remotePlace(server, env));
+  return new Daemon(await localPlace((await loadConfig({ file, env })).config, env));
+}
+
+/** Where `--server` leads. It may be anybody's: it is never told the secret of this machine's operator. @throws UsageError */
+export function remotePlace(server: string, env: NodeJS.ProcessEnv): Place {
+  return { address: server, login: remoteLogin(env) };
+}
+
+/** Where the daemon of this machine is. @throws UsageError where the configuration does not tell */
+export async function localPlace({ server, storage }: Config, env: NodeJS.ProcessEnv): Promise<Place> {
+  return { ...localAddress(server), login: await localLogin(resolve(storage.root), env) };
 }
 
 /** The running daemon, as commands talk to it. */
@@ -50,30 +80,43 @@ export class Daemon implements AsyncDisposable {
   readonly address: string;
   readonly #origin: string;
   readonly #agent: Agent;
+  readonly #login: Login | undefined;
 
-  /** @param address an http or https URL, or `unix:/path`. @throws UsageError for anything else */
-  constructor(address: string) {
-    const { origin, socketPath } = originOf(address);
+  /** @param place an address stands for a place that the system's authorities vouch for. @throws UsageError where it is none */
+  constructor(place: Place | string) {
+    const { address, certificate, login }: Place = typeof place === "string" ? { address: place } : place;
+    const { origin, connect } = originOf({ address, certificate });
+    this.#login = login;
     this.address = address.replace(/\/+$/, "");
     this.#origin = origin;
     this.#agent = new Agent({
-      connect: { timeout: ANSWER_WITHIN_MS, ...(socketPath === undefined ? {} : { socketPath }) },
+      ...(connect ? { connect } : {}),
       headersTimeout: ANSWER_WITHIN_MS,
-      bodyTimeout: SILENCE_MS,
     });
   }
 
   /**
    * Asks with a JSON body, or without one.
+   * @param silenceMs how long the answer's body may pause; 0: as long as it likes
    * @throws NoDaemon that names cause and remedy, where nobody answers
    */
-  async ask(method: "GET" | "POST", path: string, body?: object): Promise<{ status: number; body: Readable }> {
+  async ask(
+    method: "GET" | Change,
+    path: string,
+    body?: object,
+    silenceMs = SILENCE_MS,
+  ): Promise<{ status: number; body: Readable }> {
     try {
       const answer = await request(`${this.#origin}${path}`, {
         method,
         dispatcher: this.#agent,
-        headers: { accept: "text/plain, */*", ...(body === undefined ? {} : { "content-type": "application/json" }) },
+        headers: {
+          accept: "text/plain, */*",
+          ...(body === undefined ? {} : { "content-type": "application/json" }),
+          ...(this.#login?.authorization === undefined ? {} : { authorization: this.#login.authorization }),
+        },
         body: body === undefined ? null : JSON.stringify(body),
+        bodyTimeout: silenceMs,
       });
       return { status: answer.statusCode, body: answer.body };
     } catch (cause) {
@@ -102,6 +145,17 @@ export class Daemon implements AsyncDisposable {
     throw this.#refusal(status, text);
   }
 
+  /**
+   * Reads a text that may be longer than memory, at the reader's pace. It errors where the daemon goes away before its end.
+   * @throws as {@link read}
+   */
+  async text(path: string): Promise<Readable> {
+    // What is looked through may have nothing to tell of for minutes; a daemon that ends closes the connection.
+    const { status, body } = await this.ask("GET", path, undefined, 0);
+    if (status === 200) return body;
+    throw this.#refusal(status, await textOf(body));
+  }
+
   /** The items of a list, page by page. @throws as {@link read} */
   async *list<Item>(path: string, filter: Record<string, string | undefined> = {}): AsyncGenerator<Item> {
     const query = new URLSearchParams({ limit: "1000" });
@@ -114,16 +168,23 @@ export class Daemon implements AsyncDisposable {
     }
   }
 
-  /** Asks for a change that answers with JSON. @throws NoDaemon; Error with what it says where it refuses */
-  async change<Answer>(path: string, input: object = {}): Promise<Answer> {
-    const { status, body } = await this.ask("POST", path, input);
+  /**
+   * Asks for a change; a DELETE has no body.
+   * @returns the JSON of the answer; undefined where it has none
+   * @throws NoDaemon; Error with what it says where it refuses
+   */
+  async change<Answer>(path: string, input: object = {}, method: Change = "POST"): Promise<Answer> {
+    const { status, body } = await this.ask(method, path, method === "DELETE" ? undefined : input);
     const text = await textOf(body);
-    if (status >= 200 && status < 300) return JSON.parse(text) as Answer;
+    if (status >= 200 && status < 300) return (text === "" ? undefined : JSON.parse(text)) as Answer;
     throw this.#refusal(status, text);
   }
 
   #refusal(status: number, text: string): Error {
-    return new Error(`${this.address} answered ${status}: ${detailOf(text) ?? "is it an entrepot?"}`);
+    const why = detailOf(text) ?? "is it an entrepot?";
+    return new Error(
+      `${this.address} answered ${status}: ${why}${status === 401 && this.#login ? `; ${this.#login.remedy}` : ""}`,
+    );
   }
 
   async *#eventsOf<Event>(body: Readable): AsyncGenerator<Event> {
@@ -149,18 +210,18 @@ export class Daemon implements AsyncDisposable {
 }
 
 /**
- * Where a daemon with this `server.listen` is reached from its own machine.
+ * Where a daemon of this configuration is reached from its own machine.
  * @throws UsageError where the configuration does not tell
  */
-export function localAddress(listen: string): string {
+export function localAddress({ listen, tls }: Pick<Config["server"], "listen" | "tls">): Place {
   const address = parseListen(listen);
-  if (address && "path" in address) return listen;
+  if (address && "path" in address) return { address: listen };
   if (!address || address.port === 0) {
     throw new UsageError(`server.listen is ${listen}, which does not tell the daemon's port: name it with --server`);
   }
   const { host = "127.0.0.1", port } = address;
-  if (host === "0.0.0.0") return `http://127.0.0.1:${port}`;
-  return `http://${host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host}:${port}`;
+  const name = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host;
+  return { address: `${tls ? "https" : "http"}://${name}:${port}`, certificate: tls?.certificate };
 }
 
 async function textOf(body: Readable): Promise<string> {

@@ -59,7 +59,7 @@ function examine(config: Config, warnings: readonly string[]): Promise<Finding[]
     configuration: Promise.resolve(checkConfiguration(warnings)),
     storage: checkStorage(config.storage),
     database: database.then((found) => [judgeDatabase(found)]),
-    address: database.then(async ({ state }) => [await checkAddress(config.server.listen, state === "inUse")]),
+    address: database.then(async ({ state }) => [await checkAddress(config.server, state === "inUse")]),
     "open files": Promise.resolve([checkOpenFiles()]),
     upstreams: upstreams.then((reports) => reports.map(({ finding }) => finding)),
     clock: upstreams.then((reports) => [checkClock(reports.flatMap(({ skewMs }) => skewMs ?? []))]),

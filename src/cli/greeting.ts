@@ -18,8 +18,8 @@ export function greeting(address: string, publicUrl: string | undefined, version
 }
 
 function originOf(address: string): string | undefined {
-  const listen = parseListen(address.replace(/^http:\/\//, ""));
+  const listen = parseListen(address.replace(/^https?:\/\//, ""));
   if (!listen || "path" in listen) return undefined;
   const everywhere = listen.host === "0.0.0.0" || listen.host === "::";
-  return everywhere ? `http://${hostname()}:${listen.port}` : address;
+  return everywhere ? `${address.slice(0, address.indexOf("://"))}://${hostname()}:${listen.port}` : address;
 }

@@ -3,6 +3,7 @@ import { resolve } from "node:path";
 import type { Told as ToldBy } from "../jobs/attended.ts";
 import { textOf } from "../moving/import-job.ts";
 import type { ImportEvent, ImportReport } from "../moving/import.ts";
+import { findSource } from "../moving/read-source.ts";
 import { isRepositoryName } from "../oci/reference.ts";
 import { bytesText, countText, timeText } from "./format.ts";
 import { importFile } from "./import-file.ts";
@@ -78,7 +79,10 @@ export function runImport(args: string[], io: CommandIo): Promise<number> {
       {
         path: "/api/v1/import",
         body: { ...options, ...(into === undefined ? {} : { into }) },
-        start: (stored, tell, signal) => stored.import.start({ ...options, into }, tell, signal),
+        start: async (stored, tell, signal) => {
+          await findSource(options.path);
+          await stored.import.start({ ...options, into }, tell, signal);
+        },
       },
       show(io),
       (event) => (event.type === "failed" || (event.type === "done" && event.leftOut > 0) ? FAILED : DONE),

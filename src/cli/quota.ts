@@ -40,7 +40,7 @@ export function runQuota(args: string[], io: CommandIo): Promise<number> {
       else rows.push(rowOf(namespace));
     }
     if (!values.json)
-      io.stdout.write(rows.length > 0 ? tableText([HEAD, ...rows], new Set([1, 2, 3, 4])) : "nothing was pushed yet\n");
+      io.stdout.write(rows.length > 0 ? tableText([HEAD, ...rows], new Set([1, 2, 3, 4])) : "there is none\n");
     return DONE;
   });
 }

@@ -6,8 +6,21 @@ import { createLog } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryClient } from "../moving/registry-client.ts";
-import { Daemon, localAddress, NoDaemon, originOf } from "./daemon.ts";
+import { localLogin } from "./credentials.ts";
+import { Daemon, localPlace, NoDaemon, originOf, remotePlace, type Place } from "./daemon.ts";
 import { UsageError, type CommandIo } from "./io.ts";
+
+interface Where {
+  server?: string | undefined;
+  config?: string | undefined;
+}
+
+/** Where a daemon answers: one that runs, or one of this process. */
+interface Found {
+  place: Place;
+  /** The folder of its storage, if the configuration of this machine tells it. */
+  root: string | undefined;
+}
 
 /** A registry that a command can pull from and push to. */
 export interface Reached extends AsyncDisposable {
@@ -19,30 +32,40 @@ export interface Reached extends AsyncDisposable {
 /**
  * Finds the daemon or, where none runs on this machine, opens the storage as a daemon does, for this process alone. So images go in and out
  * the one way that clients use, with all that is checked on it.
- * @param server `--server`; then only that is asked
+ * @param where `--server`; then only that is asked
  * @throws Error naming cause and remedy: nobody answers there, the storage is in use; UsageError, ConfigError
  */
-export async function reachRegistry(
-  { server, config: file }: { server?: string | undefined; config?: string | undefined },
-  io: CommandIo,
-): Promise<Reached> {
+export async function reachRegistry(where: Where, io: CommandIo): Promise<Reached> {
   await using stack = new AsyncDisposableStack();
-  const reached = (address: string, root: string | undefined): Reached => {
-    const client = stack.use(new RegistryClient(originOf(address)));
-    const owned = stack.move();
-    return { client, root, [Symbol.asyncDispose]: () => owned.disposeAsync() };
-  };
+  const { place, root } = await find(where, io, stack);
+  const client = stack.use(new RegistryClient(originOf(place)));
+  const owned = stack.move();
+  return { client, root, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** The same for a command that asks the API. @throws as {@link reachRegistry} */
+export async function reachDaemon(where: Where, io: CommandIo): Promise<{ daemon: Daemon } & AsyncDisposable> {
+  await using stack = new AsyncDisposableStack();
+  const { place } = await find(where, io, stack);
+  const daemon = stack.use(new Daemon(place));
+  const owned = stack.move();
+  return { daemon, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+}
+
+/** @param stack is given what has to be closed afterwards */
+async function find({ server, config: file }: Where, io: CommandIo, stack: AsyncDisposableStack): Promise<Found> {
   if (server !== undefined) {
-    await check(server);
-    return reached(server, undefined);
+    const place = remotePlace(server, io.env);
+    await check(place);
+    return { place, root: undefined };
   }
   const { config } = await loadConfig({ file, env: io.env });
   const root = resolve(config.storage.root);
   let reason: string;
   try {
-    const address = localAddress(config.server.listen);
-    await check(address);
-    return reached(address, root);
+    const place = await localPlace(config, io.env);
+    await check(place);
+    return { place, root };
   } catch (error) {
     if (!(error instanceof NoDaemon || error instanceof UsageError)) throw error;
     reason = error.message;
@@ -57,12 +80,12 @@ export async function reachRegistry(
     throw new Error(`${(cause as Error).message}\n(${reason})`, { cause });
   });
   stack.use(app);
-  return reached(listen, root);
+  return { place: { address: listen, login: await localLogin(root, io.env) }, root };
 }
 
 /** @throws NoDaemon */
-async function check(address: string): Promise<void> {
-  await using daemon = new Daemon(address);
+async function check(place: Place): Promise<void> {
+  await using daemon = new Daemon(place);
   const { body } = await daemon.ask("GET", "/v2/");
   await body.toArray();
 }
@@ -71,8 +94,9 @@ async function check(address: string): Promise<void> {
 function forOneCommand(config: Config, listen: string): Config {
   return {
     ...config,
-    server: { ...config.server, listen, publicUrl: undefined },
-    hosted: { ...config.hosted, pushFrom: "loopback" },
+    server: { ...config.server, listen, publicUrl: undefined, tls: undefined },
+    // It is the operator, whom the record names.
+    access: { ...config.access, open: false },
     // What this command does is told by the next daemon.
     webhooks: [],
   };

@@ -3,7 +3,7 @@ import type { StoredContent } from "../app.ts";
 import { createLog } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
 import type { Tell } from "../jobs/attended.ts";
-import { Daemon, localAddress, LostDaemon, NoDaemon } from "./daemon.ts";
+import { Daemon, localPlace, LostDaemon, NoDaemon, remotePlace } from "./daemon.ts";
 import { interruptible } from "./interrupt.ts";
 import { FAILED, UsageError, type CommandIo } from "./io.ts";
 
@@ -47,13 +47,13 @@ export async function runJob<Event extends { type: string }>(
     return statusOf(event);
   };
   if (server !== undefined) {
-    await using daemon = new Daemon(server);
+    await using daemon = new Daemon(remotePlace(server, io.env));
     return await runByDaemon(daemon, asked, watch);
   }
   const { config } = await loadConfig({ file, env: io.env });
   let reason: string;
   try {
-    await using daemon = new Daemon(localAddress(config.server.listen));
+    await using daemon = new Daemon(await localPlace(config, io.env));
     return await runByDaemon(daemon, asked, watch);
   } catch (error) {
     // Without a port in the configuration, its lock tells whether a daemon runs.

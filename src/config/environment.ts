@@ -9,6 +9,13 @@ import { isMapping } from "./schema.ts";
 import { parseYaml, type Settings } from "./settings.ts";
 
 const PREFIX = "ENTREPOT_";
+/** Of the first administrator, who is no part of the configuration: nothing prints these. */
+export const FIRST_ADMIN = {
+  name: "ENTREPOT_ADMIN_USERNAME",
+  password: "ENTREPOT_ADMIN_PASSWORD",
+  passwordFile: "ENTREPOT_ADMIN_PASSWORD_FILE",
+} as const;
+const NO_SETTINGS: ReadonlySet<string> = new Set(["ENTREPOT_CONFIG", "ENTREPOT_TOKEN", ...Object.values(FIRST_ADMIN)]);
 // Kubernetes sets these in every pod beside a service named "entrepot".
 const SERVICE_LINK =
   /^ENTREPOT_(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)$/;
@@ -16,7 +23,7 @@ const SERVICE_LINK =
 /** Sets what the environment's ENTREPOT_ variables say. Returns the faults of those that say nothing. */
 export function applyEnvironment(settings: Settings, env: NodeJS.ProcessEnv): Fault[] {
   const names = Object.keys(env).filter(
-    (name) => name.startsWith(PREFIX) && name !== "ENTREPOT_CONFIG" && !SERVICE_LINK.test(name) && env[name] !== "",
+    (name) => name.startsWith(PREFIX) && !NO_SETTINGS.has(name) && !SERVICE_LINK.test(name) && env[name] !== "",
   );
   const depth = (name: string) => name.split("__").length;
   // Sections before the keys in them, so that both can be given.

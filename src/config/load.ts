@@ -8,6 +8,7 @@ import { applyEnvironment } from "./environment.ts";
 import { ConfigError, nearest, pathText, placeText, type Fault, type Path } from "./faults.ts";
 import { schemaAt } from "./json-schema.ts";
 import { applyRegistryEnvironment } from "./registry-env.ts";
+import { replicationDoubts } from "./replication-checks.ts";
 import { configSchema, isMapping, type Config } from "./schema.ts";
 import { Settings } from "./settings.ts";
 import { DURATION_REMEDY, SIZE_REMEDY } from "./units.ts";
@@ -57,7 +58,7 @@ export async function loadConfig(options: {
   const { config, faults } = check(settings);
   const all = [...registryFaults, ...environmentFaults, ...faults].sort((a, b) => (a.line ?? 0) - (b.line ?? 0));
   if (config === undefined || all.length > 0) throw new ConfigError(all);
-  return { config, origins: originsOf(config, settings), warnings };
+  return { config, origins: originsOf(config, settings), warnings: [...warnings, ...doubtsAbout(config)] };
 }
 
 async function readInto(settings: Settings, file: string): Promise<Fault[]> {
@@ -76,6 +77,16 @@ function check(settings: Settings): { config: Config | undefined; faults: Fault[
   const result = configSchema.safeParse(settings.get([]));
   if (result.success) return { config: deepFreeze(result.data), faults: [] };
   return { config: undefined, faults: result.error.issues.flatMap((issue) => explain(issue, settings)) };
+}
+
+/** What is no fault, and hardly meant. */
+function doubtsAbout({ server, replication }: Config): string[] {
+  const doubts = replicationDoubts(replication);
+  if (server.tls === undefined || !server.publicUrl?.startsWith("http:")) return doubts;
+  return [
+    `server.publicUrl is ${server.publicUrl}, and server.tls has this server speak https: make it https`,
+    ...doubts,
+  ];
 }
 
 function explain(issue: z.core.$ZodIssue, settings: Settings): Fault[] {

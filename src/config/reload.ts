@@ -26,7 +26,12 @@ export function planReload(running: Config, next: Config): Reload {
     hosted: { ...next.hosted, namespaces: running.hosted.namespaces },
     gc: next.gc,
     scrub: next.scrub,
-    admin: next.admin,
+    access: {
+      ...next.access,
+      htpasswd: running.access.htpasswd,
+      // The tokens that are out name it.
+      tokens: { ...next.access.tokens, service: running.access.tokens.service },
+    },
     events: next.events,
     retention: next.retention,
   };
@@ -35,8 +40,9 @@ export function planReload(running: Config, next: Config): Reload {
 
 /** What is read anew for every request, unlike connections and names. */
 function policyOf(upstream: UpstreamConfig) {
-  const { allow, deny, tagTtl, maxStale, notFoundTtl, listTtl, whenGone, prefetch, ranges, rateLimit } = upstream;
-  return { allow, deny, tagTtl, maxStale, notFoundTtl, listTtl, whenGone, prefetch, ranges, rateLimit };
+  const { allow, deny, visibility, tagTtl, maxStale, notFoundTtl, listTtl, whenGone, prefetch, ranges, rateLimit } =
+    upstream;
+  return { allow, deny, visibility, tagTtl, maxStale, notFoundTtl, listTtl, whenGone, prefetch, ranges, rateLimit };
 }
 
 function differences(a: unknown, b: unknown, path: Path = []): string[] {

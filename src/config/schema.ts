@@ -4,23 +4,32 @@
  *
  * Keys in YAML are the keys here. Durations and sizes are texts with a unit on the outside, milliseconds and bytes inside.
  */
-import { readFileSync } from "node:fs";
-import { isIP, isIPv6 } from "node:net";
-import { Cron } from "croner";
+import { BlockList, isIP, isIPv6 } from "node:net";
 import { validRange } from "semver";
 import { z } from "zod";
 import type { LogFormat, LogLevel } from "../base/log.ts";
 import { isComponent } from "../oci/reference.ts";
+import { access, serverTls, visibility } from "./access-schema.ts";
+import { endpoint } from "./endpoint-schema.ts";
+import { replication } from "./replication-schema.ts";
 import {
-  DURATION_PATTERN,
-  DURATION_REMEDY,
-  formatDuration,
-  formatSize,
-  parseDuration,
-  parseSize,
-  SIZE_PATTERN,
-  SIZE_REMEDY,
-} from "./units.ts";
+  reading,
+  matching,
+  A_WAIT,
+  duration,
+  anySize,
+  size,
+  whole,
+  section,
+  httpUrl,
+  withoutCredentials,
+  isNetwork,
+  isCron,
+  host,
+  glob,
+  nonEmpty,
+  readSecret,
+} from "./fields.ts";
 
 type DeepReadonly<T> = T extends (infer Item)[]
   ? readonly DeepReadonly<Item>[]
@@ -31,6 +40,8 @@ type DeepReadonly<T> = T extends (infer Item)[]
 /** Durations are milliseconds, sizes bytes, bandwidths bytes a second. Deeply frozen. */
 export type Config = DeepReadonly<z.output<typeof configSchema>>;
 export type UpstreamConfig = Config["upstreams"][string];
+/** One rule of replication. */
+export type ReplicationRule = Config["replication"]["rules"][number];
 export type WebhookConfig = Config["webhooks"][number];
 /** One address of a registry: an upstream's own, or one of its fallbacks. */
 export type EndpointConfig = UpstreamConfig["fallbacks"][number];
@@ -50,233 +61,18 @@ export function parseListen(text: string): ListenAddress | undefined {
   return { host: host === "" ? undefined : host, port };
 }
 
-/** A text that `read` understands; undefined from it is a fault. Causes never repeat the text: it may be a secret. */
-function reading<T>(read: (text: string) => T | undefined, cause: string, remedy: string) {
-  return z.string().transform((text, context): T => {
-    const value = read(text);
-    if (value !== undefined) return value;
-    context.issues.push({ code: "custom", message: cause, params: { remedy }, input: text });
-    return z.NEVER;
-  });
+const LOOPBACK = new BlockList();
+LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
+LOOPBACK.addAddress("::1", "ipv6");
+
+/** Whether `server.listen` is reached from this machine only. */
+export function listensHere(listen: string): boolean {
+  const address = parseListen(listen);
+  if (!address) return false;
+  if ("path" in address || address.host === "localhost") return true;
+  const { host = "" } = address;
+  return isIP(host) !== 0 && LOOPBACK.check(host, isIPv6(host) ? "ipv6" : "ipv4");
 }
-
-function matching(test: (text: string) => boolean, cause: string, remedy: string) {
-  return reading((text) => (test(text) ? text : undefined), cause, remedy);
-}
-
-/** For what is waited for: a timer of Node holds at most 2^31 - 1 milliseconds. */
-const A_WAIT = { min: 1, max: 86_400_000 };
-
-function duration(standard: string, description: string, { min = 0, max = Number.MAX_SAFE_INTEGER } = {}) {
-  const bounds = `from ${formatDuration(min)}${max < Number.MAX_SAFE_INTEGER ? ` to ${formatDuration(max)}` : ""}`;
-  return reading(
-    (text) => {
-      const ms = parseDuration(text);
-      return ms !== undefined && ms >= min && ms <= max ? ms : undefined;
-    },
-    `is not a duration ${bounds}`,
-    DURATION_REMEDY,
-  )
-    .prefault(standard)
-    .meta({ description: `${description} A duration ${bounds}.`, pattern: DURATION_PATTERN, "x-unit": "duration" });
-}
-
-function anySize(description: string, min = 0, unit = "A size") {
-  return z
-    .union([z.string(), z.number()])
-    .transform((given, context): number => {
-      const bytes = parseSize(String(given));
-      if (bytes !== undefined && bytes >= min) return bytes;
-      const message = `is not a size from ${formatSize(min)}`;
-      context.issues.push({ code: "custom", message, params: { remedy: SIZE_REMEDY }, input: given });
-      return z.NEVER;
-    })
-    .meta({ description: `${description} ${unit} from ${formatSize(min)}.`, pattern: SIZE_PATTERN, "x-unit": "size" });
-}
-
-function size(standard: string, description: string, min = 0, unit = "A size") {
-  const schema = anySize(description, min, unit);
-  return schema.prefault(standard).meta(schema.meta() ?? {});
-}
-
-// Not z.int(): its fault would keep checkNames from telling its own.
-function whole(standard: number, min: number, max: number, description: string) {
-  const range = `from ${min}${max < Number.MAX_SAFE_INTEGER ? ` to ${max}` : ""}`;
-  return z
-    .number()
-    .refine((number) => Number.isSafeInteger(number) && number >= min && number <= max, {
-      error: `is not a whole number ${range}`,
-      params: { remedy: `write a number ${range}` },
-    })
-    .default(standard)
-    .meta({ description: `${description} A number ${range}.`, type: "integer", minimum: min, maximum: max });
-}
-
-/** A mapping whose keys all have defaults. An empty one (`log:` and nothing below) holds nothing but defaults. */
-function section<Shape extends z.ZodRawShape>(shape: Shape, description: string) {
-  return z
-    .preprocess((given) => given ?? {}, z.strictObject(shape))
-    .prefault({})
-    .describe(description);
-}
-
-function httpUrl(text: string): URL | undefined {
-  if (!URL.canParse(text)) return undefined;
-  const url = new URL(text);
-  return (url.protocol === "http:" || url.protocol === "https:") && url.search === "" && url.hash === ""
-    ? url
-    : undefined;
-}
-
-function withoutCredentials(url: URL | undefined): URL | undefined {
-  return url && url.username === "" && url.password === "" ? url : undefined;
-}
-
-function isHost(text: string): boolean {
-  const [, v6, name] = /^(?:\[([^\]]+)\]|([a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?))(?::[0-9]{1,5})?$/.exec(text) ?? [];
-  return name !== undefined || (v6 !== undefined && isIPv6(v6));
-}
-
-function isNetwork(text: string): boolean {
-  const [address = "", bits, ...rest] = text.split("/");
-  const version = isIP(address);
-  if (version === 0 || rest.length > 0) return false;
-  return bits === undefined || (/^[0-9]{1,3}$/.test(bits) && Number(bits) <= (version === 4 ? 32 : 128));
-}
-
-function isCron(text: string): boolean {
-  if (text === "never") return true;
-  if (text.trim().split(/\s+/).length !== 5) return false;
-  try {
-    return new Cron(text, { paused: true, timezone: "UTC" }).nextRun() !== null;
-  } catch {
-    return false;
-  }
-}
-
-const host = matching(isHost, "is not a host", "write a host or host:port in lower case, such as registry.example.com");
-const hostGlob = matching(
-  (text) => /^[^\s/]+$/.test(text),
-  "is not a glob of hosts",
-  "write a host in which * stands for any text, such as *.blob.example.com",
-);
-const glob = matching((text) => /^\S+$/.test(text), "is not a glob", "write a glob such as library/* or **");
-const nonEmpty = matching((text) => text !== "", "is empty", "give it a text, or remove the key");
-
-/** Read at once, so that whoever holds a Config holds the secret, and an unreadable file is one fault among all others. */
-function readSecret(file: string): { secret: string } | { message: string; remedy: string } {
-  try {
-    const secret = readFileSync(file, "utf8").replace(/\r?\n$/, "");
-    if (secret !== "") return { secret };
-    return { message: `names the empty file ${file}`, remedy: "write the secret into it" };
-  } catch (error) {
-    const { code = String(error) } = error as NodeJS.ErrnoException;
-    return { message: `cannot read ${file} (${code})`, remedy: "check the path and who may read the file" };
-  }
-}
-
-const auth = z
-  .strictObject({
-    username: nonEmpty.optional().describe("User name; goes with password or passwordFile."),
-    password: nonEmpty
-      .optional()
-      .meta({ description: "Password or access token. A secret: prefer passwordFile.", writeOnly: true }),
-    passwordFile: nonEmpty.optional().describe("File that holds the password; a line break at its end is left out."),
-    dockerConfig: nonEmpty.optional().describe("A docker config.json whose credentials for this host are used."),
-    credentialHelper: matching(
-      (text) => /^[A-Za-z0-9][A-Za-z0-9._-]*$/.test(text),
-      "is not the name of a credential helper",
-      "write what follows docker-credential- in the program's name, such as ecr-login",
-    )
-      .optional()
-      .describe("A program docker-credential-X on the PATH; give X."),
-  })
-  .transform((given, context) => {
-    const { username, password, passwordFile, dockerConfig, credentialHelper } = given;
-    const refuse = (key: keyof typeof given | undefined, message: string, remedy: string) => {
-      context.issues.push({ code: "custom", message, params: { remedy }, path: key ? [key] : [], input: undefined });
-      return z.NEVER;
-    };
-    const basic = username !== undefined || password !== undefined || passwordFile !== undefined;
-    if (Number(basic) + Number(dockerConfig !== undefined) + Number(credentialHelper !== undefined) !== 1) {
-      return refuse(
-        undefined,
-        "needs exactly one source of credentials",
-        "give username and passwordFile, or dockerConfig, or credentialHelper",
-      );
-    }
-    if (dockerConfig !== undefined) return { dockerConfig };
-    if (credentialHelper !== undefined) return { credentialHelper };
-    if (username === undefined) return refuse(undefined, "has a password and no username", "add username");
-    if (password !== undefined && passwordFile !== undefined) {
-      return refuse("passwordFile", "stands beside password", "keep one of password and passwordFile");
-    }
-    if (password !== undefined) return { username, password };
-    if (passwordFile === undefined) return refuse(undefined, "has a username and no password", "add passwordFile");
-    const read = readSecret(passwordFile);
-    return "secret" in read ? { username, password: read.secret } : refuse("passwordFile", read.message, read.remedy);
-  })
-  .describe(
-    "Credentials for this host alone; exactly one of username and password(File), dockerConfig, credentialHelper.",
-  );
-
-const tls = z
-  .strictObject({
-    ca: nonEmpty.optional().describe("PEM file with the authorities that may sign this host's certificate."),
-    certificate: nonEmpty.optional().describe("PEM file with a client certificate; goes with key."),
-    key: nonEmpty.optional().describe("PEM file with the client certificate's key."),
-  })
-  .superRefine(({ certificate, key }, context) => {
-    if ((certificate === undefined) === (key === undefined)) return;
-    const [given, missing] = certificate === undefined ? ["key", "certificate"] : ["certificate", "key"];
-    context.addIssue({
-      code: "custom",
-      message: `stands without ${missing}`,
-      path: [given],
-      params: { remedy: `add ${missing}` },
-    });
-  })
-  .describe("TLS towards this host, where the system's authorities are not enough.");
-
-const endpoint = {
-  url: reading(
-    (text) => withoutCredentials(httpUrl(text))?.href.replace(/\/+$/, ""),
-    "is not an http or https URL without credentials, query and fragment",
-    "write an address such as https://registry.example.com; credentials go into auth",
-  ).describe("Address of the registry, http or https; a path prefix is allowed."),
-  auth: auth.optional(),
-  tls: tls.optional(),
-  proxy: reading(
-    (text) => httpUrl(text)?.href,
-    "is not an http or https URL",
-    "write an address such as http://proxy.example.com:3128",
-  )
-    .optional()
-    .describe("HTTP proxy on the way to this host; may hold credentials, which are a secret."),
-  realms: z.array(host).prefault([]).describe("Further hosts that may be asked for this host's tokens."),
-  trustedHosts: z
-    .array(hostGlob)
-    .prefault([])
-    .describe("Hosts (globs) that may resolve to private addresses: targets of this host's redirects."),
-  allowPrivate: z
-    .boolean()
-    .default(false)
-    .describe("Whether this host's public-looking name may resolve to a private address."),
-  connections: whole(16, 1, 256, "Connections to this host at a time."),
-  bandwidth: anySize(
-    "What is read from this host at most; without it, no limit.",
-    1024,
-    "A size per second",
-  ).optional(),
-  timeouts: section(
-    {
-      connect: duration("5s", "Until a connection with TLS stands.", A_WAIT),
-      firstByte: duration("15s", "From a request to the head of its answer.", A_WAIT),
-      progress: duration("20s", "How long a body may stand still.", A_WAIT),
-    },
-    "Deadlines towards this host.",
-  ),
-};
 
 const upstream = z
   .strictObject({
@@ -295,6 +91,11 @@ const upstream = z
       .prefault(["**"])
       .describe("Globs of the repositories (named without the upstream) that may be pulled."),
     deny: z.array(glob).prefault([]).describe("Globs of the repositories that may not be pulled; stronger than allow."),
+    visibility: visibility
+      .optional()
+      .describe(
+        "Who may pull what is cached of it: everybody (public), whoever has logged in (protected), or members of teams that it is granted to (private). Without it: public, or private where auth is given.",
+      ),
     tagTtl: duration("5m", "How long a tag is believed without asking."),
     maxStale: duration("30d", "How long a tag may be served while upstream cannot be asked."),
     notFoundTtl: duration("30s", "How long an absence is believed."),
@@ -468,6 +269,7 @@ export const configSchema = z
           },
           "A transfer with a client that moves less than minBytes in an interval is cut.",
         ),
+        tls: serverTls.optional(),
       },
       "The HTTP server.",
     ),
@@ -516,10 +318,6 @@ export const configSchema = z
           .describe(
             "First components of names that are kept here alone and never looked up elsewhere. A first push makes further ones.",
           ),
-        pushFrom: z
-          .enum(["loopback", "anywhere", "nowhere"])
-          .default("loopback")
-          .describe("Which clients may push and delete: those on this machine, all of them, or none."),
         delete: z.boolean().default(true).describe("Whether tags, manifests and blobs can be deleted."),
         immutableTags: z
           .record(nonEmpty, z.array(nonEmpty).describe("Globs of tags."))
@@ -557,21 +355,13 @@ export const configSchema = z
       },
       "The search for damage on the disk.",
     ),
-    admin: section(
-      {
-        from: z
-          .enum(["loopback", "anywhere", "nowhere"])
-          .default("loopback")
-          .describe("Which clients may use the API under /api/v1: those on this machine, all of them, or none."),
-      },
-      "The API that the command line and the console use.",
-    ),
+    access,
     events: section(
       {
         keep: duration("90d", "How long what happened is kept. 0s: for ever."),
         pulls: z.boolean().default(true).describe("Whether pulls are kept, too."),
       },
-      "The record of pushes, pulls, deletes and mounts.",
+      "The record of pushes, pulls, deletes, mounts, logins and changes of rights.",
     ),
     webhooks: z.array(webhook).prefault([]).describe("Addresses that are told what happens."),
     retention: section(
@@ -583,9 +373,11 @@ export const configSchema = z
       },
       "Removal of old tags from hosted repositories. Repositories without a rule keep all.",
     ),
+    replication,
   })
   // Also after other faults, so that all are told at once: nothing about the shape may be taken for granted.
-  .superRefine(checkNames, { when: () => true });
+  .superRefine(checkNames, { when: () => true })
+  .superRefine(checkReach, { when: () => true });
 
 /** Every name leads to one place: upstreams, their aliases and hosted namespaces do not overlap, and one upstream at most is the default; no two webhooks share one. */
 function checkNames(config: unknown, context: z.RefinementCtx): void {
@@ -629,6 +421,32 @@ function checkNames(config: unknown, context: z.RefinementCtx): void {
     if (named.indexOf(name) < index) {
       refuse(["webhooks", index, "name"], "is the name of another webhook", "give each a name of its own");
     }
+  }
+}
+
+/** Nobody opens a registry to strangers by mistake, and TLS stands where there is somebody to speak it to. */
+function checkReach(config: unknown, context: z.RefinementCtx): void {
+  const refuse = (path: PropertyKey[], message: string, remedy: string) =>
+    context.addIssue({ code: "custom", message, path, params: { remedy } });
+  const { server, access: rights }: Record<string, unknown> = isMapping(config) ? config : {};
+  const { listen, tls: served } = isMapping(server) ? server : {};
+  const { open, htpasswd } = isMapping(rights) ? rights : {};
+  if (open === true && typeof listen === "string" && !listensHere(listen)) {
+    refuse(
+      ["access", "open"],
+      `is true, and ${listen} is reached from other machines`,
+      "write access.open: everywhere if everybody who reaches it may push and delete, or have people log in and leave it out, or listen on 127.0.0.1",
+    );
+  }
+  if (open !== undefined && open !== false && htpasswd !== undefined) {
+    refuse(
+      ["access", "open"],
+      "leaves access.htpasswd without effect: nobody has to log in",
+      "keep one of the two; with access.open: false whoever is in the file logs in",
+    );
+  }
+  if (served !== undefined && typeof listen === "string" && listen.startsWith("unix:")) {
+    refuse(["server", "tls"], "is not for a Unix socket", "remove it, or listen on host:port");
   }
 }
 

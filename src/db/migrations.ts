@@ -7,7 +7,13 @@
  * manifest_children   the edges from a manifest to what it points to, with the size that its descriptor claims
  * repository_content  who may reach which digest: the right to read is per repository, though content is stored once
  * tags                checked_at: when upstream last confirmed it
- * namespaces          hosted namespaces that a push has made, beside the configured ones
+ * users               who logs in with a password; NULL: none yet, so only with tokens
+ * teams, team_members who works together, and as what
+ * namespaces          hosted namespaces that a push or somebody has made, beside the configured ones; neither team nor user: it is global
+ * grants              roles that teams have, at most, in namespaces of others, and upstreams that their members may pull from
+ * robots              programs that log in; secret is the SHA-256 of what was shown once, limits is JSON
+ * tokens              what users log in with in place of their password; likewise
+ * signing_keys        of the token service: an authority that lasts, and signers that it vouches for in turn
  * uploads             sessions; how far one has come is the size of its file
  * jobs                work that outlives the process: at most one unfinished one of a kind with the same dedupe key
  * job_lines           what a job has to say of its work
@@ -89,8 +95,79 @@ export const MIGRATIONS: readonly string[] = [
     fetched_at INTEGER NOT NULL,
     PRIMARY KEY (repository_id, kind, subject)
   ) STRICT, WITHOUT ROWID;
+  CREATE TABLE users (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    password TEXT,
+    admin INTEGER NOT NULL DEFAULT 0,
+    disabled INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    password_at INTEGER,
+    used_at INTEGER
+  ) STRICT;
+  CREATE TABLE teams (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    description TEXT NOT NULL DEFAULT '',
+    created_at INTEGER NOT NULL
+  ) STRICT;
+  CREATE TABLE team_members (
+    team_id INTEGER NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    role TEXT NOT NULL CHECK (role IN ('viewer', 'contributor', 'owner')),
+    added_at INTEGER NOT NULL,
+    PRIMARY KEY (team_id, user_id)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX team_members_by_user ON team_members (user_id);
   CREATE TABLE namespaces (
     name TEXT PRIMARY KEY,
+    visibility TEXT NOT NULL DEFAULT 'private' CHECK (visibility IN ('private', 'protected', 'public')),
+    team_id INTEGER REFERENCES teams (id),
+    user_id INTEGER REFERENCES users (id),
+    description TEXT NOT NULL DEFAULT '',
+    created_at INTEGER NOT NULL,
+    CHECK (team_id IS NULL OR user_id IS NULL)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX namespaces_by_team ON namespaces (team_id) WHERE team_id IS NOT NULL;
+  CREATE INDEX namespaces_by_user ON namespaces (user_id) WHERE user_id IS NOT NULL;
+  CREATE TABLE grants (
+    kind TEXT NOT NULL CHECK (kind IN ('namespace', 'upstream')),
+    name TEXT NOT NULL,
+    team_id INTEGER NOT NULL REFERENCES teams (id) ON DELETE CASCADE,
+    role TEXT NOT NULL CHECK (role IN ('viewer', 'contributor', 'owner')),
+    granted_at INTEGER NOT NULL,
+    PRIMARY KEY (kind, name, team_id)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX grants_by_team ON grants (team_id);
+  CREATE TABLE robots (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    description TEXT NOT NULL DEFAULT '',
+    team_id INTEGER REFERENCES teams (id) ON DELETE CASCADE,
+    secret TEXT UNIQUE,
+    limits TEXT NOT NULL,
+    disabled INTEGER NOT NULL DEFAULT 0,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    used_at INTEGER
+  ) STRICT;
+  CREATE INDEX robots_by_team ON robots (team_id);
+  CREATE TABLE tokens (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    secret TEXT NOT NULL UNIQUE,
+    limits TEXT,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    used_at INTEGER,
+    UNIQUE (user_id, name)
+  ) STRICT;
+  CREATE TABLE signing_keys (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL CHECK (kind IN ('authority', 'signer')),
+    private_key TEXT NOT NULL,
+    certificate TEXT NOT NULL,
     created_at INTEGER NOT NULL
   ) STRICT, WITHOUT ROWID;
   CREATE TABLE uploads (
@@ -141,7 +218,8 @@ export const MIGRATIONS: readonly string[] = [
     at INTEGER NOT NULL,
     action TEXT NOT NULL,
     outcome TEXT NOT NULL,
-    repository TEXT NOT NULL,
+    repository TEXT,
+    subject TEXT,
     tag TEXT,
     digest TEXT,
     media_type TEXT,
@@ -153,12 +231,14 @@ export const MIGRATIONS: readonly string[] = [
     detail TEXT
   ) STRICT;
   CREATE INDEX events_by_time ON events (at);
-  CREATE INDEX events_by_repository ON events (repository, at);
+  CREATE INDEX events_by_repository ON events (repository, at) WHERE repository IS NOT NULL;
+  CREATE INDEX events_by_subject ON events (subject, at) WHERE subject IS NOT NULL;
   CREATE INDEX events_by_digest ON events (substr(digest, 8, 16), at) WHERE digest IS NOT NULL;
   CREATE INDEX events_by_actor ON events (actor, at) WHERE actor IS NOT NULL;
   CREATE INDEX events_refused ON events (at) WHERE outcome <> 'done';
   CREATE INDEX events_changing ON events (action, at) WHERE action <> 'pull';
-  CREATE INDEX events_changing_repository ON events (repository, at) WHERE action <> 'pull';
+  CREATE INDEX events_refused_changing ON events (action, at) WHERE outcome <> 'done' AND action <> 'pull';
+  CREATE INDEX events_changing_repository ON events (repository, at) WHERE action <> 'pull' AND repository IS NOT NULL;
   CREATE TABLE webhook_cursors (
     endpoint TEXT PRIMARY KEY,
     event_id INTEGER NOT NULL,

@@ -1,3 +1,4 @@
+import { chmod, open, stat } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import Sqlite from "better-sqlite3";
 import { Background, type TransactionWriter } from "./background.ts";
@@ -155,6 +156,7 @@ class SqliteDatabase implements Database {
  * @throws Error where the file is no database, or was written by a newer version
  */
 export async function openSqlite(file: string): Promise<Database> {
+  await keepPrivate(file);
   const writer = new Sqlite(file);
   try {
     writer.pragma("journal_mode = WAL");
@@ -175,6 +177,20 @@ export async function openSqlite(file: string): Promise<Database> {
   } catch (error) {
     writer.close();
     throw error;
+  }
+}
+
+/** It holds keys that tokens are signed with: for its owner's eyes alone. The files beside it get its mode as SQLite makes them. */
+async function keepPrivate(file: string): Promise<void> {
+  await (await open(file, "a", 0o600)).close();
+  for (const path of [file, `${file}-wal`, `${file}-shm`]) {
+    try {
+      if (((await stat(path)).mode & 0o077) !== 0) await chmod(path, 0o600);
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      // EPERM: the file is another's, or its file system has no modes. Whoever set that up has decided who reads it.
+      if (code !== "ENOENT" && code !== "EPERM") throw error;
+    }
   }
 }
 

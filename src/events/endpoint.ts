@@ -4,7 +4,7 @@ import type { Metrics } from "../base/metrics.ts";
 import type { WebhookConfig } from "../config/schema.ts";
 import { DeliveryError, Receiver } from "./deliver.ts";
 import { deliveryId, packBatch, pingBatch, type Batch, type Origin } from "./envelope.ts";
-import type { StoredEvent } from "./event.ts";
+import { isImageEvent, type ImageEvent, type StoredEvent } from "./event.ts";
 
 /** Somebody waits for the answer. */
 const PING_MS: Milliseconds = 5_000;
@@ -43,12 +43,13 @@ export class Endpoint implements AsyncDisposable {
     return this.config.name;
   }
 
-  wants({ action, outcome, repository }: StoredEvent): boolean {
-    return outcome === "done" && this.config.actions.includes(action) && this.#matches(repository);
+  wants(event: StoredEvent): event is ImageEvent {
+    if (event.outcome !== "done" || !isImageEvent(event)) return false;
+    return this.config.actions.includes(event.action) && this.#matches(event.repository);
   }
 
   /** @param events not empty @returns as many of them as go into one request */
-  pack(events: readonly StoredEvent[]): Batch {
+  pack(events: readonly ImageEvent[]): Batch {
     return packBatch(this.config.format, events, this.#deps.origin);
   }
 

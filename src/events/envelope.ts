@@ -2,7 +2,7 @@
 import { hash } from "node:crypto";
 import type { Bytes } from "../base/clock.ts";
 import type { WebhookConfig } from "../config/schema.ts";
-import type { Action, StoredEvent } from "./event.ts";
+import type { ImageAction, ImageEvent } from "./event.ts";
 
 export type Format = WebhookConfig["format"];
 
@@ -18,19 +18,19 @@ export interface Origin {
 export interface Batch {
   contentType: string;
   body: string;
-  events: readonly StoredEvent[];
+  events: readonly ImageEvent[];
 }
 
 export const MAX_BATCH_EVENTS = 100;
 export const MAX_BATCH_BYTES: Bytes = 256 * 1024;
 
-const METHODS: Record<Action, string> = { push: "PUT", pull: "GET", delete: "DELETE", mount: "POST" };
+const METHODS: Record<ImageAction, string> = { push: "PUT", pull: "GET", delete: "DELETE", mount: "POST" };
 
 /**
  * As many of the events, from the first, as a request may hold; at least one. The same events make the same batch.
  * @param events not empty
  */
-export function packBatch(format: Format, events: readonly StoredEvent[], origin: Origin): Batch {
+export function packBatch(format: Format, events: readonly ImageEvent[], origin: Origin): Batch {
   const { contentType, head, tail, write } = FORMATS[format];
   const written: string[] = [];
   let sizeBytes = head.length + tail.length;
@@ -50,12 +50,12 @@ export function pingBatch(format: Format, id: string, atMs: number, origin: Orig
 }
 
 /** What a delivery is called: the same for every try of the same events to the same endpoint. */
-export function deliveryId(endpoint: string, events: readonly StoredEvent[]): string {
+export function deliveryId(endpoint: string, events: readonly ImageEvent[]): string {
   return uuidOf(["delivery", endpoint, ...events.map(eventId)]);
 }
 
 /** What an event is called outside: the same in every delivery, to every endpoint, in either format. */
-export function eventId({ id, atMs, requestId, repository }: StoredEvent): string {
+export function eventId({ id, atMs, requestId, repository }: ImageEvent): string {
   // Ids count from one in every storage: the rest tells two of them apart.
   return uuidOf([id, atMs, requestId ?? "", repository]);
 }
@@ -71,7 +71,7 @@ interface Writing {
   contentType: string;
   head: string;
   tail: string;
-  write: (event: StoredEvent, origin: Origin) => object;
+  write: (event: ImageEvent, origin: Origin) => object;
   ping: (id: string, atMs: number, origin: Origin) => object;
 }
 
@@ -139,7 +139,7 @@ const FORMATS: Record<Format, Writing> = {
   },
 };
 
-function targetOf(event: StoredEvent, origin: Origin): object {
+function targetOf(event: ImageEvent, origin: Origin): object {
   return {
     mediaType: mediaTypeOf(event),
     size: event.sizeBytes,
@@ -153,7 +153,7 @@ function targetOf(event: StoredEvent, origin: Origin): object {
   };
 }
 
-function requestOf({ requestId, address, action, agent }: StoredEvent, { publicUrl }: Origin): object {
+function requestOf({ requestId, address, action, agent }: ImageEvent, { publicUrl }: Origin): object {
   if (requestId === undefined) return {};
   const host = publicUrl === undefined ? undefined : new URL(publicUrl).host;
   return { id: requestId, addr: address, host, method: METHODS[action], useragent: agent };
@@ -167,25 +167,25 @@ function eventSource({ publicUrl, hostname }: Origin): string {
   return publicUrl ?? `urn:entrepot:${encodeURIComponent(hostname)}`;
 }
 
-function subjectOf({ repository, tag, digest }: StoredEvent): string {
+function subjectOf({ repository, tag, digest }: ImageEvent): string {
   if (tag !== undefined) return `${repository}:${tag}`;
   return digest === undefined ? repository : `${repository}@${digest}`;
 }
 
-function mountedFrom({ action, detail }: StoredEvent): string | undefined {
+function mountedFrom({ action, detail }: ImageEvent): string | undefined {
   return action === "mount" ? detail : undefined;
 }
 
-function isAboutBlob({ action, detail }: StoredEvent): boolean {
+function isAboutBlob({ action, detail }: ImageEvent): boolean {
   return action === "mount" || (action === "delete" && detail === "blob");
 }
 
-function mediaTypeOf(event: StoredEvent): string | undefined {
+function mediaTypeOf(event: ImageEvent): string | undefined {
   return event.mediaType ?? (isAboutBlob(event) ? "application/octet-stream" : undefined);
 }
 
 /** Undefined where nobody said under which address clients find this registry. */
-function contentUrl(event: StoredEvent, { publicUrl }: Origin): string | undefined {
+function contentUrl(event: ImageEvent, { publicUrl }: Origin): string | undefined {
   const { repository, digest, tag } = event;
   const reference = digest ?? tag;
   if (publicUrl === undefined || reference === undefined) return undefined;

@@ -1,7 +1,12 @@
 import type { Digest } from "../oci/digest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 
-export const ACTIONS = ["push", "pull", "delete", "mount"] as const;
+/** What happens to repositories: webhooks tell nothing else. */
+export const IMAGE_ACTIONS = ["push", "pull", "delete", "mount"] as const;
+export type ImageAction = (typeof IMAGE_ACTIONS)[number];
+
+/** login: a password, token or certificate was checked in full. access: who may do what was changed. */
+export const ACTIONS = [...IMAGE_ACTIONS, "login", "access"] as const;
 export type Action = (typeof ACTIONS)[number];
 
 /** denied: the registry's rules forbade it; failed: it could not, though it should have. */
@@ -25,11 +30,14 @@ export interface SystemActor {
   actor: string;
 }
 
-/** What happens to a repository: one row in the journal. */
+/** What happens: one row in the journal. */
 export interface NewEvent {
   action: Action;
   outcome: Outcome;
-  repository: RepositoryName;
+  /** Undefined: it is about no repository. */
+  repository?: RepositoryName;
+  /** Whom or what a login or a change of rights is about: `user:alice`, `team:backend`, `namespace:team`, `robot:ci`, `token:alice/laptop`. */
+  subject?: string;
   /** A push or delete of several tags is several events. Undefined: it was asked for by digest. */
   tag?: Tag;
   /** Undefined where it never came to be known. */
@@ -37,7 +45,7 @@ export interface NewEvent {
   mediaType?: string;
   sizeBytes?: number;
   by: Requester | SystemActor;
-  /** A delete: "tag", "manifest" or "blob". A mount: the repository that it came from. A refusal: why. */
+  /** A delete: "tag", "manifest" or "blob". A mount: the repository that it came from. A refusal: why. A change of rights: which. */
   detail?: string;
 }
 
@@ -47,7 +55,8 @@ export interface StoredEvent {
   atMs: number;
   action: Action;
   outcome: Outcome;
-  repository: RepositoryName;
+  repository: RepositoryName | undefined;
+  subject: string | undefined;
   tag: Tag | undefined;
   digest: Digest | undefined;
   mediaType: string | undefined;
@@ -57,4 +66,11 @@ export interface StoredEvent {
   agent: string | undefined;
   requestId: string | undefined;
   detail: string | undefined;
+}
+
+/** An event of which webhooks tell. */
+export type ImageEvent = StoredEvent & { action: ImageAction; repository: RepositoryName };
+
+export function isImageEvent(event: StoredEvent): event is ImageEvent {
+  return event.repository !== undefined && IMAGE_ACTIONS.some((action) => action === event.action);
 }

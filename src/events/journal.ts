@@ -4,11 +4,13 @@ import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { Config } from "../config/schema.ts";
 import type { Database, SqlValue, Writer } from "../db/database.ts";
+import { Denials } from "./denials.ts";
 import type { NewEvent, Requester, StoredEvent } from "./event.ts";
 import {
   COLUMNS,
   eventOf,
   searchEvents,
+  walkEvents,
   type EventFilter,
   type EventPage,
   type EventPosition,
@@ -26,6 +28,7 @@ export interface JournalDeps {
 }
 
 const WRITE_MS: Milliseconds = 1_000;
+const SUM_UP_MS: Milliseconds = 60_000;
 /** Rows of a statement: 3 to 10 ms of the thread in the background, and half a millisecond of the event loop to put them into words. */
 const BATCH = 500;
 /** What may wait: 100,000 events, about 50 MiB. */
@@ -38,17 +41,17 @@ const EXPIRED_PER_STEP = 500;
 type NewRow = (SqlValue | undefined)[];
 
 const INSERT = `
-  INSERT INTO events (at, action, outcome, repository, tag, digest, media_type, size, actor, address, agent, request_id, detail)
+  INSERT INTO events (at, action, outcome, repository, subject, tag, digest, media_type, size, actor, address, agent, request_id, detail)
   SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7, value ->> 8,
-    value ->> 9, value ->> 10, value ->> 11, value ->> 12 FROM jsonb_each(:rows)`;
+    value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13 FROM jsonb_each(:rows)`;
 const EXPIRE = "DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < :beforeMs ORDER BY at LIMIT :limit)";
 
 /**
- * The record of what happens to repositories.
+ * The record of what happens to repositories, and of who logs in and who changes what may be done.
  *
  * A change is recorded in its own transaction: there is no push without its event, and no event without its push. Pulls and refusals gather
  * in memory and are written after about a second: a crash takes the last of them. Should they come faster than they can be written, the
- * oldest are dropped, and counted.
+ * oldest are dropped, and counted. What is denied over and over is summed up (`denials.ts`).
  */
 export class Journal implements AsyncDisposable {
   readonly #deps: JournalDeps;
@@ -57,6 +60,8 @@ export class Journal implements AsyncDisposable {
   /** Batches; only the last one is still being filled. */
   readonly #waiting: NewRow[][] = [];
   #writing: Promise<void> | undefined;
+  readonly #denials = new Denials();
+  #summing: Promise<void> | undefined;
   /** Told once, not every second. */
   #dropping = false;
   #failing = false;
@@ -84,18 +89,33 @@ export class Journal implements AsyncDisposable {
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Records soon what nobody relies on: pulls, if they are wanted, and refusals. */
+  /** Records soon what nobody relies on: pulls, if they are wanted, logins and refusals. */
   note(event: NewEvent): void {
-    const { clock, config } = this.#deps;
-    if (event.action === "pull" && !config().pulls) return;
+    if (event.action === "pull" && event.outcome === "done" && !this.#deps.config().pulls) return;
+    if (event.outcome === "denied") {
+      this.#summing ??= this.#sumUp();
+      if (!this.#denials.take(event)) return;
+    }
+    this.#put(event);
+  }
+
+  #put(event: NewEvent): void {
     let batch = this.#waiting.at(-1);
     if (!batch || batch.length >= BATCH) {
       batch = [];
       this.#waiting.push(batch);
       if (this.#waiting.length > MAX_BATCHES) this.#drop();
     }
-    batch.push(rowOf(event, clock.now()));
+    batch.push(rowOf(event, this.#deps.clock.now()));
     this.#writing ??= this.#writeSoon();
+  }
+
+  async #sumUp(): Promise<void> {
+    do {
+      await this.#deps.clock.sleep(SUM_UP_MS, this.#stop.signal).catch(() => undefined);
+      for (const sum of this.#denials.sums()) this.#put(sum);
+    } while (!this.#denials.isEmpty && !this.#stop.signal.aborted);
+    this.#summing = undefined;
   }
 
   #drop(): void {
@@ -119,8 +139,9 @@ export class Journal implements AsyncDisposable {
 
   async #writeAll(): Promise<void> {
     const { db, onFault } = this.#deps;
-    const isMuch = this.#waiting.length > 1;
+    let isMuch = false;
     for (let batch = this.#waiting.shift(); batch; batch = this.#waiting.shift()) {
+      isMuch ||= this.#waiting.length > 0;
       const rest = isMuch ? [] : batch.splice(FEW);
       if (rest.length > 0) this.#waiting.unshift(rest);
       const rows = JSON.stringify(batch);
@@ -145,6 +166,11 @@ export class Journal implements AsyncDisposable {
   /** As {@link searchEvents}. */
   list(filter: EventFilter, before: EventPosition | undefined, limit: number): Promise<EventPage> {
     return searchEvents(this.#deps.db, filter, before, limit);
+  }
+
+  /** All events that a filter lets through, as {@link walkEvents}, read in the background: millions of rows may be. */
+  walk(filter: EventFilter): AsyncGenerator<StoredEvent[]> {
+    return walkEvents(this.#deps.db.background, filter);
   }
 
   /** Events in the order of their commits, after that id (exclusive). */
@@ -185,18 +211,20 @@ export class Journal implements AsyncDisposable {
   /** Writes what is waiting. Nothing is noted any more. */
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort();
+    await this.#summing;
     await this.#writing;
   }
 }
 
 function rowOf(event: NewEvent, atMs: number): NewRow {
-  const { action, outcome, repository, tag, digest, mediaType, sizeBytes, detail } = event;
+  const { action, outcome, repository, subject, tag, digest, mediaType, sizeBytes, detail } = event;
   const { actor, address, agent, requestId }: Partial<Requester> = event.by;
   return [
     atMs,
     action,
     outcome,
     repository,
+    subject,
     tag,
     digest,
     mediaType,

@@ -1,7 +1,7 @@
 import type { JobQueue } from "../jobs/queue.ts";
 import { exponential, Hopeless, type JobContext, type JobRunner } from "../jobs/runner.ts";
 import type { Endpoint } from "./endpoint.ts";
-import type { StoredEvent } from "./event.ts";
+import type { ImageEvent } from "./event.ts";
 import type { Journal } from "./journal.ts";
 import type { WebhookRows } from "./webhook-rows.ts";
 
@@ -66,13 +66,13 @@ export class Redelivery {
     let delivered = 0;
     for (let at = first - 1; at < last;) {
       const page = await journal.after(at, PAGE_EVENTS);
-      const wanted = page.filter((event) => event.id <= last && endpoint.wants(event));
+      const wanted = page.filter(({ id }) => id <= last).filter((event) => endpoint.wants(event));
       while (wanted.length > 0) {
         const batch = endpoint.pack(wanted);
         await endpoint.post(batch, context.signal);
         wanted.splice(0, batch.events.length);
         delivered += batch.events.length;
-        await context.progress({ delivered, at: (batch.events.at(-1) as StoredEvent).id });
+        await context.progress({ delivered, at: (batch.events.at(-1) as ImageEvent).id });
       }
       at = page.at(-1)?.id ?? last;
     }

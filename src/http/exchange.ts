@@ -1,4 +1,5 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Caller } from "../access/principal.ts";
 import type { Requester } from "../events/event.ts";
 
 /** What the log line of a request says beside what HTTP tells. */
@@ -20,8 +21,10 @@ export interface Exchange {
   method: string;
   path: string;
   query: URLSearchParams;
-  /** The client's address, or that which a trusted proxy tells. */
-  client(): string;
+  /** Who sends it, as rights are decided. */
+  caller: Caller;
+  /** Looks up anew who that is now. @throws RegistryError UNAUTHORIZED */
+  authenticate(): Promise<Caller>;
   /** Who sends it, for the record of what happens. */
   requester(): Requester;
   /** What the log line and the metrics say of it. */

@@ -1,25 +1,22 @@
 import { Router } from "@koa/router";
 import type Koa from "koa";
 import type { Metrics } from "../base/metrics.ts";
+import { isLoggedIn } from "../access/rights.ts";
+import type { Caller } from "../access/principal.ts";
+import type { Config } from "../config/schema.ts";
+import { RegistryError } from "../oci/errors.ts";
+import type { Check } from "./check.ts";
+import { originOf } from "./challenge.ts";
 import { homePage } from "./home.ts";
-
-/** One thing that has to be in order for the daemon to serve. */
-export interface Check {
-  name: string;
-  ok: boolean;
-  /** What is wrong and what helps; for what is in order, its state. */
-  reason: string;
-  /** A check that is not needed to serve (an upstream: the cache goes on without it). */
-  informative?: boolean;
-}
+import { CONTENT_SECURITY } from "./secure-headers.ts";
 
 export interface OpsDeps {
   metrics: Metrics;
+  /** Who may read the metrics; read whenever it is needed: it can be reloaded. */
+  metricsFor: () => Config["access"]["metrics"];
   checks(): Promise<Check[]>;
   home: { publicUrl: string | undefined; upstreams: readonly string[]; version: string };
 }
-
-const ADDRESS = /^(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?$/;
 
 /** Health, metrics, and the page that says what this is. */
 export function opsRoutes(deps: OpsDeps): Koa.Middleware {
@@ -42,6 +39,11 @@ export function opsRoutes(deps: OpsDeps): Koa.Middleware {
 
   router.get("/metrics", async (ctx) => {
     handler(ctx, "metrics");
+    if (deps.metricsFor() === "login") {
+      const { principal } = await (ctx.state["authenticate"] as () => Promise<Caller>)();
+      if (!isLoggedIn(principal))
+        throw new RegistryError("UNAUTHORIZED", "access.metrics is login: log in to read metrics");
+    }
     const { contentType, body } = await deps.metrics.render();
     ctx.set("content-type", contentType);
     ctx.body = body;
@@ -49,12 +51,9 @@ export function opsRoutes(deps: OpsDeps): Koa.Middleware {
 
   router.get("/", (ctx) => {
     handler(ctx, "home");
-    // Only what can be an address is repeated: the page is to be copied from.
-    const host = ADDRESS.test(ctx.host) ? ctx.host : "this-host:5000";
-    const origin = deps.home.publicUrl ?? `http://${host}`;
+    const origin = deps.home.publicUrl ?? originOf(ctx.req, "this-host:5000");
     const { type, body } = homePage(ctx.accepts("text", "html", "text/plain") === "html", { ...deps.home, origin });
-    ctx.set("content-security-policy", "default-src 'none'; style-src 'unsafe-inline'");
-    ctx.set("x-content-type-options", "nosniff");
+    ctx.set("content-security-policy", `${CONTENT_SECURITY}; style-src 'unsafe-inline'`);
     ctx.type = type;
     ctx.body = body;
   });

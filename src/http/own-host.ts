@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import { parseListen, type Config } from "../config/schema.ts";
+import { isOnThisMachine } from "./client-address.ts";
 
 /**
  * Tells whether a `Host` header is one that no stranger's web page can be under: absent, an IP address, localhost, or a name that the
@@ -30,4 +31,23 @@ function bare(hostname: string): string {
     .replace(/^\[|\]$/g, "")
     .replace(/\.$/, "")
     .toLowerCase();
+}
+
+/**
+ * Whether a page of this origin may change what its reader may: one of a name of this server, of another server on this machine, or of the
+ * very address that the request is sent to. Anybody's page can stand under an address of its own.
+ * @param origin the `Origin` header
+ * @param host the `Host` header of the same request
+ */
+export function isOwnOrigin(origin: string, host: string | undefined, isOwnHost: (host: string) => boolean): boolean {
+  if (!URL.canParse(origin)) return false;
+  const { host: from, hostname } = new URL(origin);
+  if (!isOwnHost(from)) return false;
+  const name = bare(hostname);
+  return isIP(name) === 0 || from === host || isOnThisMachine(name);
+}
+
+/** Told to whoever reads a stranger's page on this machine, as it seems. */
+export function strangerText(host: string | undefined): string {
+  return `this server is not known as ${String(host).slice(0, 300)}, and a web page could have let that name lead here: ask for it by its address or as localhost, or make that name its server.publicUrl`;
 }

@@ -5,6 +5,7 @@ import { RegistryError } from "../oci/errors.ts";
 import { MAX_MANIFEST_BYTES } from "../oci/manifest.ts";
 import { isTag, parseRepositoryName, type RepositoryName, type Tag } from "../oci/reference.ts";
 import type { Route } from "../oci/route.ts";
+import type { Gate } from "../registry/gate.ts";
 import type { HostedRepositories, TagCondition } from "../registry/hosted.ts";
 import type { Hosted, Located } from "../registry/names.ts";
 import type { Quotas } from "../registry/quota.ts";
@@ -15,6 +16,7 @@ import type { ProgressRule } from "./send.ts";
 
 export interface PushDeps {
   hosted: HostedRepositories;
+  gate: Gate;
   quotas: Quotas;
   locate: (name: RepositoryName) => Located;
   progress: ProgressRule;
@@ -37,9 +39,15 @@ export class Push {
     this.#deps = deps;
   }
 
-  /** Answers a request that writes, or that asks about an upload. @throws RegistryError as `HostedRepositories` */
-  async handle(exchange: Exchange, route: Written, located: Hosted, by: Requester): Promise<void> {
-    const { method } = exchange;
+  /**
+   * Answers a request that writes, or that asks about an upload.
+   * @throws RegistryError UNAUTHORIZED, DENIED where the caller may not; as `HostedRepositories`
+   */
+  async handle(exchange: Exchange, route: Written, found: Hosted, by: Requester): Promise<void> {
+    const { method, caller } = exchange;
+    const { gate } = this.#deps;
+    gate.check(caller, found, method === "DELETE" && route.kind !== "upload" ? "delete" : "create");
+    const located = gate.placeOf(caller, found);
     if (route.kind === "uploads" && method === "POST") return this.#start(exchange, route.name, located, by);
     if (route.kind === "upload") {
       if (method === "PATCH") return this.#append(exchange, route, located);
@@ -65,14 +73,15 @@ export class Push {
   // ---- uploads ----
 
   async #start(exchange: Exchange, name: RepositoryName, located: Hosted, by: Requester): Promise<void> {
-    const { hosted, chunkMinLength } = this.#deps;
+    const { hosted, gate, chunkMinLength } = this.#deps;
     const { query, request } = exchange;
     const mount = query.get("mount");
+    const mayRead = (repository: RepositoryName): boolean => gate.mayRead(exchange.caller, repository);
     if (mount !== null) {
       const digest = parseDigest(mount);
       const from = query.get("from");
       const source = from === null || from === "" ? undefined : this.#sourceOf(from);
-      if (source !== null && (await hosted.mount(located, digest, source, by))) {
+      if (source !== null && (await hosted.mount(located, digest, source, mayRead, by))) {
         exchange.note({ result: "mounted" });
         await this.#warn(exchange, located);
         return this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
@@ -198,13 +207,18 @@ export class Push {
         }),
       (taken) => exchange.note({ bytes: taken }),
     );
-    const { digest, subject } = await this.#deps.hosted.pushManifest(
+    const { hosted, gate } = this.#deps;
+    // The body may have taken long: meanwhile, who sends it may have lost its rights.
+    const caller = await exchange.authenticate();
+    gate.check(caller, located, "create");
+    const { digest, subject } = await hosted.pushManifest(
       located,
       reference,
       {
         bytes,
         contentType: request.headers["content-type"],
         tags,
+        mayMove: gate.rights(caller, located).has("push"),
         condition: conditionOf(request),
       },
       by,

@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import type { ServerResponse } from "node:http";
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { ByteRange } from "../oci/range.ts";
@@ -89,6 +90,60 @@ export async function sendBlob(
     guard.stop();
     response.off("close", onClose);
   }
+}
+
+/**
+ * Writes texts to an answer, at the client's pace.
+ * @param begin writes the head, before the first text
+ * @throws ClientGone; or what the texts throw, after which the connection must be destroyed if the head is out
+ */
+export async function sendTexts(
+  response: ServerResponse,
+  begin: () => void,
+  texts: AsyncIterable<string>,
+  rule: ProgressRule,
+): Promise<void> {
+  const guard = guardProgress(response, rule);
+  const gone = new AbortController();
+  const onClose = (): void => gone.abort();
+  response.once("close", onClose);
+  try {
+    for await (const text of texts) {
+      if (response.destroyed) throw new ClientGone("the client closed the connection");
+      if (!response.headersSent) begin();
+      if (text === "") continue;
+      const bytes = Buffer.from(text);
+      guard.moved(bytes.length);
+      if (response.write(bytes)) continue;
+      await once(response, "drain", { signal: gone.signal }).catch(() => undefined);
+      guard.caughtUp();
+    }
+  } finally {
+    guard.stop();
+    response.off("close", onClose);
+  }
+}
+
+/**
+ * A writer of an answer that comes bit by bit, at the client's pace. It cuts a client that takes less than the rule wants; that there is
+ * nothing new for a while is no fault of the client.
+ * @returns resolves once the kernel has all of it, or the client has left
+ */
+export function paced(response: ServerResponse, rule: ProgressRule): (bytes: Buffer) => Promise<void> {
+  const guard = guardProgress(response, rule);
+  response.once("close", guard.stop);
+  return (bytes) =>
+    new Promise((resolve) => {
+      const over = (): void => {
+        response.off("close", over);
+        guard.caughtUp();
+        resolve();
+      };
+      if (response.destroyed) return resolve();
+      response.once("close", over);
+      guard.moved(bytes.length);
+      response.write(bytes, over);
+    });
 }
 
 /** Cuts the client of an answer that has been handed over whole and is not taken as the rule wants. Costs nothing where the kernel took it all. */

@@ -1,21 +1,31 @@
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { chmod, lstat, rm } from "node:fs/promises";
+import type { Server as HttpsServer } from "node:https";
 import { connect, type AddressInfo } from "node:net";
 import Koa from "koa";
 import type { Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import { parseListen, type Config } from "../config/schema.ts";
+import { actorOf, type Caller } from "../access/principal.ts";
 import type { Requester } from "../events/event.ts";
 import { RegistryError } from "../oci/errors.ts";
+import type { Callers } from "./callers.ts";
 import { clientAddressReader } from "./client-address.ts";
 import { toClientError, writeError } from "./errors.ts";
+import { secureHeaders } from "./secure-headers.ts";
 import { ClientGone } from "./send.ts";
+import { TlsServer, type ServedCertificate } from "./tls.ts";
 import type { Exchange, Facts } from "./exchange.ts";
 import type { V2 } from "./v2.ts";
 
 export interface ServerDeps {
+  callers: Callers;
+  /** The value of WWW-Authenticate for a request that was answered 401. */
+  challenge: (request: IncomingMessage, error: RegistryError) => string;
   config: Config["server"];
+  /** Undefined: it speaks plain HTTP. */
+  certificate: ServedCertificate | undefined;
   logRequests: boolean;
   log: Logger;
   metrics: Metrics;
@@ -35,7 +45,7 @@ const SWEEP_MS: Milliseconds = 50;
 /** Of what a client calls itself, so many characters are recorded. */
 const MAX_AGENT = 256;
 
-type Noted = Facts & { handler: string };
+type Noted = Facts & { handler: string; actor?: string | undefined };
 
 interface Answered {
   id: string;
@@ -52,7 +62,9 @@ interface Answered {
  */
 export class HttpServer {
   readonly #deps: ServerDeps;
-  readonly #server: Server;
+  readonly #server: Server | HttpsServer;
+  readonly #tls: TlsServer | undefined;
+  readonly #secure: (response: ServerResponse) => void;
   readonly #clientAddress: (request: IncomingMessage) => string;
   readonly #idPrefix = Math.random().toString(36).slice(2, 8);
   #requests = 0;
@@ -61,6 +73,7 @@ export class HttpServer {
   constructor(deps: ServerDeps) {
     this.#deps = deps;
     this.#clientAddress = clientAddressReader(deps.config.trustedProxies);
+    this.#secure = secureHeaders(deps.config.publicUrl);
     const koa = new Koa();
     koa.use((ctx, next) => this.#observe(ctx, next));
     koa.use((ctx, next) => this.#v2(ctx, next));
@@ -70,18 +83,20 @@ export class HttpServer {
     });
     koa.on("error", (error: unknown) => deps.log.error({ err: error }, "request failed outside of its handler"));
     const { headersTimeout } = deps.config;
-    const handle = koa.callback();
-    this.#server = createServer(
-      {
-        // A push of many GiB over a slow line is fine: it is its progress that is guarded.
-        requestTimeout: 0,
-        headersTimeout,
-        keepAliveTimeout: KEEP_ALIVE_MS,
-        connectionsCheckingInterval: Math.min(5_000, headersTimeout),
-        highWaterMark: 1024 * 1024,
-      },
-      (request, response) => void handle(request, response),
-    );
+    const answer = koa.callback();
+    const handle = (request: IncomingMessage, response: ServerResponse): void => void answer(request, response);
+    const options = {
+      // A push of many GiB over a slow line is fine: it is its progress that is guarded.
+      requestTimeout: 0,
+      headersTimeout,
+      keepAliveTimeout: KEEP_ALIVE_MS,
+      connectionsCheckingInterval: Math.min(5_000, headersTimeout),
+      highWaterMark: 1024 * 1024,
+    };
+    const { certificate, log } = deps;
+    this.#tls =
+      certificate && new TlsServer(certificate, { ...options, handshakeTimeout: headersTimeout, log }, handle);
+    this.#server = this.#tls?.server ?? createServer(options, handle);
   }
 
   /** @returns where it listens, as a URL or `unix:/path` @throws Error naming the address and why it can't be taken */
@@ -116,15 +131,19 @@ export class HttpServer {
       return `unix:${address.path}`;
     }
     const { address: host, port, family } = this.#server.address() as AddressInfo;
-    return `http://${family === "IPv6" ? `[${host}]` : host}:${port}`;
+    return `${this.#tls ? "https" : "http"}://${family === "IPv6" ? `[${host}]` : host}:${port}`;
   }
 
   /** Takes no more connections and lets what is under way end, until `drainMs` have passed. */
   async close(drainMs: Milliseconds): Promise<void> {
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
-    this.#server.closeIdleConnections();
+    const sweepOnce = (): void => {
+      this.#server.closeIdleConnections();
+      this.#tls?.cutHandshakes();
+    };
+    sweepOnce();
     // A client that was answered meanwhile keeps its connection for the next request, and Node does not close it.
-    const sweep = setInterval(() => this.#server.closeIdleConnections(), SWEEP_MS);
+    const sweep = setInterval(sweepOnce, SWEEP_MS);
     const deadline = setTimeout(() => {
       this.#deps.log.warn({ drainMs }, "cut what had not ended by the drain timeout");
       this.#server.closeAllConnections();
@@ -141,13 +160,21 @@ export class HttpServer {
     const id = `${this.#idPrefix}-${(++this.#requests).toString(36)}`;
     const facts: Noted = { handler: "other" };
     ctx.state["note"] = (more: Facts) => Object.assign(facts, more);
-    ctx.state["requester"] = (): Requester => ({
-      actor: undefined,
+    const requester = (): Requester => ({
+      actor: facts.actor,
       address: this.#clientAddress(ctx.req),
       agent: ctx.req.headers["user-agent"]?.slice(0, MAX_AGENT),
       requestId: id,
     });
+    ctx.state["requester"] = requester;
+    ctx.state["authenticate"] = async (): Promise<Caller> => {
+      const found = this.#deps.callers.of(ctx.req, requester());
+      const caller = found instanceof Promise ? await found : found;
+      facts.actor = actorOf(caller.principal);
+      return caller;
+    };
     ctx.res.setHeader("x-request-id", id);
+    this.#secure(ctx.res);
     metrics.httpInFlight.inc();
     // Not Koa's: that one throws on a target that is no path.
     const path = (ctx.req.url ?? "/").split("?", 1)[0] ?? "/";
@@ -159,8 +186,14 @@ export class HttpServer {
     } catch (error) {
       failure = error;
       ctx.respond = false;
-      if (!(error instanceof ClientGone)) writeError(ctx.res, path, ctx.method, toClientError(error, id));
-      else ctx.res.destroy();
+      if (error instanceof ClientGone) ctx.res.destroy();
+      else {
+        const told = toClientError(error, id);
+        if (told.status === 401 && !ctx.res.headersSent) {
+          ctx.res.setHeader("www-authenticate", this.#deps.challenge(ctx.req, told));
+        }
+        writeError(ctx.res, path, ctx.method, told);
+      }
     }
     if (!ctx.req.complete) discardBody(ctx.req, ctx.res);
     const seconds = (performance.now() - started) / 1000;
@@ -202,13 +235,15 @@ export class HttpServer {
     const url = ctx.req.url ?? "/";
     if (!url.startsWith("/v2")) return next();
     const question = url.indexOf("?");
+    const authenticate = ctx.state["authenticate"] as Exchange["authenticate"];
     const exchange: Exchange = {
       request: ctx.req,
       response: ctx.res,
       method: ctx.method,
       path: question < 0 ? url : url.slice(0, question),
       query: new URLSearchParams(question < 0 ? "" : url.slice(question + 1)),
-      client: () => this.#clientAddress(ctx.req),
+      caller: await authenticate(),
+      authenticate,
       requester: ctx.state["requester"] as Exchange["requester"],
       note: ctx.state["note"] as Exchange["note"],
     };

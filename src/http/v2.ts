@@ -1,20 +1,27 @@
+import { ANONYMOUS, type Caller } from "../access/principal.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { MEDIA_TYPES } from "../oci/manifest.ts";
 import { parseRange } from "../oci/range.ts";
-import { isDigest } from "../oci/digest.ts";
+import { isDigest, type Digest } from "../oci/digest.ts";
+import type { Reference, RepositoryName } from "../oci/reference.ts";
 import { parseRoute, type Route } from "../oci/route.ts";
+import type { Gate } from "../registry/gate.ts";
 import type { Located } from "../registry/names.ts";
 import type { Quotas } from "../registry/quota.ts";
 import type { Registry, Wanted } from "../registry/registry.ts";
-import { isOnThisMachine } from "./client-address.ts";
 import { API_VERSION, warningValue, type Exchange } from "./exchange.ts";
+import { isOwnOrigin } from "./own-host.ts";
 import { Push, type Written } from "./push.ts";
+import { immutable } from "./secure-headers.ts";
 import { ClientGone, guardEnd, sendBlob, type ProgressRule } from "./send.ts";
 
 export interface V2Deps {
   registry: Registry;
+  gate: Gate;
+  /** A page of the repositories that a caller sees, in order of their names. */
+  visible: (caller: Caller, last: string, limit: number) => Promise<{ items: RepositoryName[]; more: boolean }>;
   quotas: Quotas;
   metrics: Metrics;
   /** Whether a Host header is a name of this server. */
@@ -36,9 +43,10 @@ export class V2 {
 
   constructor(deps: V2Deps) {
     this.#deps = deps;
-    const { registry, quotas, progress, publicUrl } = deps;
+    const { registry, gate, quotas, progress, publicUrl } = deps;
     this.#push = new Push({
       hosted: registry.hosted,
+      gate,
       quotas,
       locate: (name) => registry.locate(name, undefined),
       progress,
@@ -54,8 +62,12 @@ export class V2 {
     exchange.note({ handler: route.kind });
     if (route.kind === "base" || route.kind === "catalog") {
       if (!PULL_METHODS.has(exchange.method)) throw methodNotAllowed(exchange.method);
-      if (route.kind === "base") writeJson(exchange, {}, {});
-      else await this.#catalog(exchange);
+      // Clients ask here first whether they need a token at all: one of nobody will do.
+      if (route.kind === "base") {
+        if (exchange.caller === ANONYMOUS)
+          throw new RegistryError("UNAUTHORIZED", "log in, or ask for a token of nobody");
+        writeJson(exchange, {}, {});
+      } else await this.#catalog(exchange);
       guardEnd(exchange.response, this.#deps.progress);
       return true;
     }
@@ -66,11 +78,19 @@ export class V2 {
       await this.#write(exchange, route, ns);
       return true;
     }
+    const { registry, gate } = this.#deps;
+    const located = registry.locate(route.name, ns);
     try {
-      await this.#pull(exchange, route, this.#deps.registry.locate(route.name, ns));
+      gate.check(exchange.caller, located, "pull");
+    } catch (error) {
+      this.#refused(exchange, pulledBy(route, ns), error);
+      throw error;
+    }
+    try {
+      await this.#pull(exchange, route, located);
     } catch (error) {
       const sought = method === "HEAD" && (route.kind === "manifest" || route.kind === "blob");
-      if (!sought || !this.#mayWrite(exchange) || !this.#deps.registry.mayBeginWith(route.name, ns, error)) throw error;
+      if (!sought || !this.#mayBegin(exchange, route, ns, error)) throw error;
       throw new RegistryError(
         route.kind === "blob" ? "BLOB_UNKNOWN" : "MANIFEST_UNKNOWN",
         `${route.name} is not hosted here yet, and not known to strangers elsewhere: ${(error as Error).message}`,
@@ -91,36 +111,34 @@ export class V2 {
         method === "DELETE" && route.kind !== "upload"
           ? registry.locateForDelete(route.name, ns)
           : registry.locateForPush(route.name, ns);
-      this.#checkWriter(exchange);
+      this.#checkOrigin(exchange);
       await this.#push.handle(exchange, route, located, by);
     } catch (error) {
       const wanted = wantedBy(method, route, ns);
-      if (wanted && !(error instanceof ClientGone)) registry.refused(wanted, error, by);
+      if (wanted && !(error instanceof ClientGone)) this.#refused(exchange, wanted, error);
       throw error;
     }
   }
 
-  #mayWrite(exchange: Exchange): boolean {
-    const { pushFrom } = this.#deps.hosted();
-    const client = exchange.client();
-    // A Unix socket's client has no address: who may open the socket is the file system's matter.
-    return pushFrom === "anywhere" || (pushFrom === "loopback" && isOnThisMachine(client));
+  #refused(exchange: Exchange, wanted: Wanted, error: unknown): void {
+    // Who brings no credentials is asked for some: that is how every client begins.
+    const asked = exchange.caller === ANONYMOUS && error instanceof RegistryError && error.status === 401;
+    if (!asked) this.#deps.registry.refused(wanted, error, exchange.requester());
   }
 
-  /** @throws RegistryError DENIED */
-  #checkWriter(exchange: Exchange): void {
-    // Browsers name the page that a write comes from. One of a stranger runs on this machine, but not for whoever may push here.
-    const { origin } = exchange.request.headers;
-    if (this.#deps.hosted().pushFrom === "loopback" && origin !== undefined && !this.#deps.isOwnHost(hostOf(origin))) {
-      throw new RegistryError(
-        "DENIED",
-        `hosted.pushFrom is loopback, and a web page of ${origin.slice(0, 300)} sends this: pages push and delete from the server's own address only, such as localhost or server.publicUrl`,
-      );
-    }
-    if (this.#mayWrite(exchange)) return;
+  #mayBegin(exchange: Exchange, { name }: { name: RepositoryName }, ns: string | undefined, error: unknown): boolean {
+    const { registry, gate } = this.#deps;
+    const located = registry.mayBeginWith(name, ns, error);
+    return located !== undefined && gate.rights(exchange.caller, located).has("create");
+  }
+
+  /** Browsers name the page that a write comes from, and send with it what they know of passwords. @throws RegistryError DENIED */
+  #checkOrigin(exchange: Exchange): void {
+    const { origin, host } = exchange.request.headers;
+    if (origin === undefined || isOwnOrigin(origin, host, this.#deps.isOwnHost)) return;
     throw new RegistryError(
       "DENIED",
-      `hosted.pushFrom is ${this.#deps.hosted().pushFrom}, and this request comes from ${exchange.client()}: set it to anywhere where everybody who reaches this address may push and delete`,
+      `a web page of ${origin.slice(0, 300)} sends this: pages push and delete from the server's own address only, such as localhost or server.publicUrl`,
     );
   }
 
@@ -150,7 +168,7 @@ export class V2 {
       // Its full name, however the client spelt it: an export is named by that.
       "entrepot-repository": located.repository,
       etag,
-      ...(isDigest(reference) ? IMMUTABLE : {}),
+      ...(isDigest(reference) ? immutable(request) : {}),
       ...scopeHeaders(located, answer.warning),
     };
     if (matchesEtag(request.headers["if-none-match"], etag)) {
@@ -181,7 +199,7 @@ export class V2 {
         ...API_VERSION,
         "docker-content-digest": digest,
         etag,
-        ...IMMUTABLE,
+        ...immutable(request),
         ...scopeHeaders(located, undefined),
       };
       if (notModified) {
@@ -269,15 +287,32 @@ export class V2 {
 
   async #catalog(exchange: Exchange): Promise<void> {
     const { n = 100, last = "" } = readPage(exchange.query);
-    const found = n === 0 ? [] : await this.#deps.registry.repositories(last, n + 1);
-    const repositories = found.slice(0, n);
-    writeJson(exchange, { repositories }, linkHeader(exchange, found.length > n, n, repositories.at(-1)));
+    const { principal, granted, catalog } = exchange.caller;
+    const isAnonymous = principal.kind === "anonymous";
+    if (granted && !catalog && !isAnonymous) {
+      throw new RegistryError("UNAUTHORIZED", "the token is not for this: ask for one to list repositories", {
+        detail: { error: "insufficient_scope" },
+      });
+    }
+    const { items, more } = await this.#deps.visible({ principal, granted: undefined }, last, n);
+    if (items.length === 0 && last === "" && n > 0 && isAnonymous) {
+      throw new RegistryError("UNAUTHORIZED", "log in to see repositories: nobody else sees any");
+    }
+    writeJson(exchange, { repositories: items }, linkHeader(exchange, more, n, items.at(-1)));
   }
 
   #served(upstream: string | undefined, source: string, bytes: number, exchange: Exchange): void {
     exchange.note({ bytes });
     if (upstream !== undefined) this.#deps.metrics.cacheServedBytes.inc({ upstream, source }, bytes);
   }
+}
+
+/** What a request would have pulled. */
+function pulledBy(
+  route: { name: RepositoryName; kind: string; reference?: Reference; digest?: Digest },
+  ns: string | undefined,
+): Wanted {
+  return { action: "pull", name: route.name, ns, reference: route.reference ?? route.digest };
 }
 
 /** The change that a request is for; undefined: none, such as giving an upload up. */
@@ -291,13 +326,6 @@ function wantedBy(method: string, route: Written, ns: string | undefined): Wante
     ? { action: "push", name, ns, reference: undefined }
     : undefined;
 }
-
-/** Of an `Origin` header; the header itself where it names none. */
-function hostOf(origin: string): string {
-  return URL.canParse(origin) ? new URL(origin).host : origin;
-}
-
-const IMMUTABLE = { "cache-control": "max-age=31536000, immutable" };
 
 function scopeHeaders(located: Located, warning: string | undefined): Record<string, string> {
   const namespace = located.kind === "cached" ? located.namespace : undefined;

@@ -9,6 +9,7 @@ import {
   type Dirent,
   type Stats,
 } from "node:fs";
+import { lstat } from "node:fs/promises";
 import { join } from "node:path";
 import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
 import { isManifestType, MAX_MANIFEST_BYTES, parseManifest } from "../oci/manifest.ts";
@@ -138,10 +139,11 @@ export function namesIn(tree: Tree, ...folder: readonly string[]): string[] {
   }
 }
 
-/** Whether a folder has all of these. */
-export function holds(folder: string, ...names: readonly string[]): boolean {
+/** Whether a folder has all of these. Not only for a thread of its own. */
+export async function holds(folder: string, ...names: readonly string[]): Promise<boolean> {
   try {
-    return names.every((name) => statHere(join(folder, name)) !== undefined);
+    await Promise.all(names.map((name) => lstat(join(folder, name))));
+    return true;
   } catch {
     return false;
   }

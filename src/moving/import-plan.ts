@@ -86,7 +86,7 @@ export function damaged(name: string): TarFault {
 
 function noLayout(ofDocker: boolean, missing: string): string {
   return ofDocker
-    ? `the archive has no ${missing}: it is of the older kind that docker saves. Turn it into a layout by skopeo copy docker-archive:FILE oci-archive:NEW:TAG`
+    ? `the archive has no ${missing}: it is of the older kind that docker saves. Turn each image of it into a layout by skopeo copy docker-archive:FILE:NAME:TAG oci-archive:NEW:TAG`
     : `the archive has no ${missing}, so it is no OCI image layout: is this the right file?`;
 }
 

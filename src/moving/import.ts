@@ -61,8 +61,8 @@ export class Importer {
   }
 
   /**
-   * @throws Error naming cause and remedy: the path is nothing that can be taken over, the disk is full; the signal's reason. What has been
-   * taken over until then stays, and the next run goes on.
+   * @throws NoSource; Error naming cause and remedy: the disk is full; the signal's reason. What has been taken over until then stays, and
+   * the next run goes on.
    */
   async run(
     options: ImportOptions,
@@ -71,12 +71,7 @@ export class Importer {
   ): Promise<ImportReport> {
     const { blobs, quotas, namespaces } = this.#deps;
     const startedAtMs = performance.now();
-    const source = findSource(options.path);
-    if (!source) {
-      throw new Error(
-        `${options.path} is nothing that can be taken over: name the data directory of a registry:2 (with docker/registry/v2 in it) or an OCI layout (with oci-layout and index.json in it), on the daemon's machine and readable by its user`,
-      );
-    }
+    const source = await findSource(options.path);
     await using threads = new FileThreads();
     const run = new Run(tell);
     // Disposed of before the end is told.

@@ -22,8 +22,8 @@ const REF_NAME = "org.opencontainers.image.ref.name";
 const IMAGE_NAME = "io.containerd.image.name";
 
 /** @returns the folder, where it is a layout; else undefined */
-export function findLayout(folder: string): string | undefined {
-  return holds(folder, "oci-layout") && holds(folder, "index.json") ? folder : undefined;
+export async function findLayout(folder: string): Promise<string | undefined> {
+  return (await holds(folder, "oci-layout", "index.json")) ? folder : undefined;
 }
 
 /** What an entry of index.json is called. */

@@ -9,12 +9,24 @@ export interface SourceFolder {
   root: string;
 }
 
-/** @returns undefined for a folder of anything else */
-export function findSource(folder: string): SourceFolder | undefined {
-  const registry = findRegistryDirectory(folder);
+/** There is nothing at a path that could be taken over. */
+export class NoSource extends Error {
+  override readonly name = "NoSource";
+
+  constructor(folder: string) {
+    super(
+      `${folder} is nothing that can be taken over: name the data directory of a registry:2 (with docker/registry/v2 in it) or an OCI layout (with oci-layout and index.json in it), on the daemon's machine and readable by its user`,
+    );
+  }
+}
+
+/** @throws NoSource for a folder of anything else */
+export async function findSource(folder: string): Promise<SourceFolder> {
+  const registry = await findRegistryDirectory(folder);
   if (registry !== undefined) return { kind: "registry", root: registry };
-  const layout = findLayout(folder);
-  return layout === undefined ? undefined : { kind: "layout", root: layout };
+  const layout = await findLayout(folder);
+  if (layout !== undefined) return { kind: "layout", root: layout };
+  throw new NoSource(folder);
 }
 
 /** Reads a source in a thread of its own, which is one step ahead. @throws Error of the disk; the signal's reason */

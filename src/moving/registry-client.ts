@@ -12,8 +12,10 @@ const PAGE = 1000;
 export interface Origin {
   /** `http://host:port`. */
   origin: string;
-  /** The Unix socket on which it listens in place of a port. */
-  socketPath?: string | undefined;
+  /** How it is connected to, where that is no matter of course. */
+  connect?: Agent.Options["connect"];
+  /** The `Authorization` header of every request, and what helps where it is not good there. */
+  login?: { authorization: string | undefined; remedy: string } | undefined;
 }
 
 /** The registry answered, but not with what was asked for. */
@@ -43,11 +45,13 @@ export interface FetchedManifest {
 export class RegistryClient implements AsyncDisposable {
   readonly #origin: string;
   readonly #agent: Agent;
+  readonly #login: Origin["login"];
 
-  constructor({ origin, socketPath }: Origin) {
+  constructor({ origin, connect = { timeout: 10_000 }, login }: Origin) {
+    this.#login = login;
     this.#origin = origin;
     this.#agent = new Agent({
-      connect: { timeout: 10_000, ...(socketPath === undefined ? {} : { socketPath }) },
+      connect,
       headersTimeout: WAIT_MS,
       bodyTimeout: WAIT_MS,
     });
@@ -208,15 +212,19 @@ export class RegistryClient implements AsyncDisposable {
     method: Dispatcher.HttpMethod,
     path: string,
     signal: AbortSignal,
-    options: Pick<Dispatcher.RequestOptions, "headers" | "body"> = {},
+    options: { headers?: Record<string, string>; body?: NonNullable<Dispatcher.DispatchOptions["body"]> } = {},
   ): Promise<Dispatcher.ResponseData> {
-    return request(`${this.#origin}${path}`, { ...options, method, signal, dispatcher: this.#agent });
+    const authorization = this.#login?.authorization;
+    const headers = { ...options.headers, ...(authorization === undefined ? {} : { authorization }) };
+    return request(`${this.#origin}${path}`, { ...options, headers, method, signal, dispatcher: this.#agent });
   }
 
   async #expect(answer: Dispatcher.ResponseData, ...statuses: number[]): Promise<void> {
     if (statuses.includes(answer.statusCode)) return;
     const text = (await readAll(answer.body, MAX_LIST_BYTES)).toString();
-    throw new Refused(answer.statusCode, messageOf(text) ?? `the registry answered ${answer.statusCode}`);
+    const message = messageOf(text) ?? `the registry answered ${answer.statusCode}`;
+    const remedy = answer.statusCode === 401 ? this.#login?.remedy : undefined;
+    throw new Refused(answer.statusCode, remedy === undefined ? message : `${message}; ${remedy}`);
   }
 }
 

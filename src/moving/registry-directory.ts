@@ -37,10 +37,11 @@ const NOT_LINKED = "the repository has no link to it";
 const MOST_LINK_BYTES = 135;
 
 /** @returns the folder of blobs and repositories, for a storage root or that folder itself; undefined for anything else */
-export function findRegistryDirectory(folder: string): string | undefined {
-  return [join(folder, ...DATA), folder].find(
-    (root) => holds(root, "repositories") && !holds(root, "oci-layout") && holds(root, "blobs"),
-  );
+export async function findRegistryDirectory(folder: string): Promise<string | undefined> {
+  for (const root of [join(folder, ...DATA), folder]) {
+    if ((await holds(root, "repositories", "blobs")) && !(await holds(root, "oci-layout"))) return root;
+  }
+  return undefined;
 }
 
 /** Reads all of it, a repository after the other. @param root as {@link findRegistryDirectory} found it */

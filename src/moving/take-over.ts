@@ -17,6 +17,8 @@ import type { FoundManifest, Portion } from "./source.ts";
 
 export interface TakeOverDeps {
   names: Names;
+  /** What comes in has made a namespace: from now on it is hosted. */
+  host: (namespace: string) => Promise<void>;
   hosted: HostedCatalog;
   imports: ImportCatalog;
   blobs: BlobStore;
@@ -262,7 +264,7 @@ export class TakeOver {
       for (let at = 0; at < rows.length; at += ROWS) {
         ledger.removed(await imports.addBlobs(rows.slice(at, at + ROWS), clock.now()));
       }
-      this.#host(taken);
+      await this.#host(taken);
       this.#countFiles(adopted.filter(({ digest }) => !this.#damaged.has(digest)));
     });
   }
@@ -346,7 +348,7 @@ export class TakeOver {
       }));
       const added = await imports.addManifests(rows, clock.now());
       ledger.removed(added.cached);
-      this.#host(group);
+      await this.#host(group);
       for (const [index, { name, found }] of group.entries()) {
         const [lacking] = added.missing[index] ?? [];
         if (lacking === undefined) this.counts.manifests++;
@@ -439,8 +441,9 @@ export class TakeOver {
     );
   }
 
-  #host(contents: readonly { place: Hosted }[]): void {
-    for (const { place } of contents) if (place.claims) this.#deps.names.host(place.claims.namespace);
+  async #host(contents: readonly { place: Hosted }[]): Promise<void> {
+    const made = new Set(contents.flatMap(({ place }) => place.claims?.namespace ?? []));
+    for (const namespace of made) await this.#deps.host(namespace);
   }
 }
 

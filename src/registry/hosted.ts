@@ -23,7 +23,7 @@ import { AllowanceExceeded } from "../store/namespaces.ts";
 import type { Placement, Upload, Uploads } from "../store/uploads.ts";
 import type { Usage } from "../store/usage.ts";
 import type { BlobAnswer, ManifestAnswer } from "./answers.ts";
-import type { Hosted as Located, Names } from "./names.ts";
+import type { Hosted as Located } from "./names.ts";
 import type { Page } from "./page.ts";
 import { immutableTags } from "./policy.ts";
 import { QuotaExceeded, refusal, type Asked, type Quotas } from "./quota.ts";
@@ -32,7 +32,8 @@ import type { StoredBlobs } from "./stored-blobs.ts";
 export interface HostedDeps {
   /** Read whenever it is needed: it can be reloaded. */
   config: () => Config["hosted"];
-  names: Names;
+  /** A push has made a namespace: from now on it is hosted. */
+  host: (namespace: string) => Promise<void>;
   catalog: Catalog;
   hosted: HostedCatalog;
   blobs: BlobStore;
@@ -64,6 +65,8 @@ export interface PushedManifest {
   contentType: string | undefined;
   /** Tags to point to it, beside the reference. */
   tags: readonly Tag[];
+  /** Whether a tag may be moved from another manifest to this one. */
+  mayMove: boolean;
   condition: TagCondition;
 }
 
@@ -272,14 +275,21 @@ export class HostedRepositories {
   /**
    * Lets the repository reach a blob that another one has, hosted or cached.
    * @param from the full name of that one; undefined: whichever has it
+   * @param mayRead whether the client may read a repository: of what it may not, it learns nothing
    * @returns false where it can't: the client sends the blob itself
    * @throws QuotaExceeded: nor can that
    */
-  async mount(located: Located, digest: Digest, from: RepositoryName | undefined, by: Requester): Promise<boolean> {
+  async mount(
+    located: Located,
+    digest: Digest,
+    from: RepositoryName | undefined,
+    mayRead: (repository: RepositoryName) => boolean,
+    by: Requester,
+  ): Promise<boolean> {
     const { hosted, blobs, catalog, clock, usage, ledger, journal, quotas } = this.#deps;
     usage.touch(digest);
     await blobs.settled(digest);
-    const source = await this.#mountSource(digest, from);
+    const source = await this.#mountSource(digest, from, mayRead);
     if (source === undefined) return false;
     const known = await catalog.findBlob(source, digest);
     if (source === undefined || !known?.linked) return false;
@@ -310,10 +320,17 @@ export class HostedRepositories {
   }
 
   /** A repository from which a client could pull the blob, too. */
-  async #mountSource(digest: Digest, from: RepositoryName | undefined): Promise<RepositoryName | undefined> {
+  async #mountSource(
+    digest: Digest,
+    from: RepositoryName | undefined,
+    mayRead: (repository: RepositoryName) => boolean,
+  ): Promise<RepositoryName | undefined> {
     const { hosted, isOpen } = this.#deps;
-    const [first] = await hosted.holders(digest, "hosted", from);
-    return first ?? (await hosted.holders(digest, "cached", from)).find(isOpen);
+    const pushed = (await hosted.holders(digest, "hosted", from)).find(mayRead);
+    if (pushed !== undefined) return pushed;
+    return (await hosted.holders(digest, "cached", from)).find(
+      (repository) => isOpen(repository) && mayRead(repository),
+    );
   }
 
   async #record(located: Located, upload: string | symbol, digest: Digest, sizeBytes: number): Promise<void> {
@@ -341,12 +358,12 @@ export class HostedRepositories {
     upload: string | symbol | undefined,
     write: (place: Place) => Promise<T>,
   ): Promise<T> {
-    const { names, quotas } = this.#deps;
+    const { host, quotas } = this.#deps;
     const { repository, claims } = located;
     const allowance = quotas.allowance(repository, upload);
     try {
       const written = await write({ ...located, ...(allowance ? { allowance } : {}) });
-      if (claims) names.host(claims.namespace);
+      if (claims) await host(claims.namespace);
       return written;
     } catch (error) {
       if (error instanceof AllowanceExceeded) throw quotaExceeded(error);
@@ -372,7 +389,7 @@ export class HostedRepositories {
   async pushManifest(
     located: Located,
     reference: Reference,
-    { bytes, contentType, tags, condition }: PushedManifest,
+    { bytes, contentType, tags, mayMove, condition }: PushedManifest,
     by: Requester,
   ): Promise<{ digest: Digest; subject: Digest | undefined }> {
     const { hosted, memory, clock, ledger, journal, config } = this.#deps;
@@ -389,8 +406,9 @@ export class HostedRepositories {
     const immutable = immutableTags(config().immutableTags);
     const guard: TagGuard = (tag, current) => {
       checkCondition(repository, tag, current, tag === reference ? condition : {});
-      if (current !== undefined && current !== digest && immutable(repository, tag))
-        throw immutableTag(repository, tag);
+      if (current === undefined || current === digest) return;
+      if (immutable(repository, tag)) throw immutableTag(repository, tag);
+      if (!mayMove) throw unmovedTag(repository, tag);
     };
     const moved = isDigest(reference) ? tags : [...new Set([reference, ...tags])];
     const event: NewEvent = {
@@ -593,6 +611,14 @@ function immutableTag(repository: RepositoryName, tag: Tag): RegistryError {
   return new RegistryError("DENIED", `${repository}:${tag} is immutable by hosted.immutableTags: push another tag`, {
     detail: { repository, tag },
   });
+}
+
+function unmovedTag(repository: RepositoryName, tag: Tag): RegistryError {
+  return new RegistryError(
+    "DENIED",
+    `${repository}:${tag} points to another manifest, and these credentials make tags but move none: push another tag`,
+    { detail: { repository, tag } },
+  );
 }
 
 /** @throws RegistryError with status 412 */

@@ -26,6 +26,12 @@ export interface Hosted {
   claims?: Claims;
 }
 
+/** The namespace of a hosted repository: the first component of its name. */
+export function spaceName({ repository }: Hosted): string {
+  const [namespace = repository] = repository.split("/", 1);
+  return namespace;
+}
+
 /** Docker Hub keeps its official images under `library/`, and its clients leave that out. */
 const HUB = "docker.io";
 
@@ -37,11 +43,13 @@ export class Names {
   readonly #upstreams = new Map<string, string>();
   readonly #configs: Config["upstreams"];
   readonly #default: string | undefined;
+  readonly #configured: ReadonlySet<string>;
   readonly #hosted: Set<string>;
 
   constructor(config: Pick<Config, "upstreams" | "hosted">) {
     this.#configs = config.upstreams;
-    this.#hosted = new Set(config.hosted.namespaces);
+    this.#configured = new Set(config.hosted.namespaces);
+    this.#hosted = new Set(this.#configured);
     let byDefault: string | undefined;
     for (const [name, upstream] of Object.entries(config.upstreams)) {
       for (const alias of [name, ...upstream.aliases]) this.#upstreams.set(alias, name);
@@ -115,6 +123,11 @@ export class Names {
       );
     }
     this.#hosted.add(namespace);
+  }
+
+  /** The namespace is gone: a push may make it anew. One that the configuration names stays. */
+  unhost(namespace: string): void {
+    if (!this.#configured.has(namespace)) this.#hosted.delete(namespace);
   }
 
   /** The cached repository that a full name in storage stands for; undefined where its upstream is configured no more. */

@@ -1,11 +1,10 @@
 import { setImmediate as turn } from "node:timers/promises";
-import type { Action, Outcome, Requester } from "../events/event.ts";
+import type { Outcome, Requester } from "../events/event.ts";
 import type { Journal } from "../events/journal.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { isDigest, type Digest } from "../oci/digest.ts";
 import type { Reference, RepositoryName } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
-import type { Catalog } from "../store/catalog.ts";
 import type { BlobAnswer, ListAnswer, ManifestAnswer } from "./answers.ts";
 import type { HostedRepositories } from "./hosted.ts";
 import type { Mirror } from "./mirror.ts";
@@ -20,9 +19,9 @@ export interface PageRequest {
   last: string | undefined;
 }
 
-/** A change that a client has asked for. */
+/** What a client has asked for. */
 export interface Wanted {
-  action: Exclude<Action, "pull">;
+  action: "push" | "pull" | "delete" | "mount";
   name: RepositoryName;
   ns: string | undefined;
   /** Of an upload that has just begun: undefined. */
@@ -36,16 +35,14 @@ const SEARCHED_PER_TURN = 500;
 export class Registry {
   readonly #names: Names;
   readonly #mirror: Mirror;
-  readonly #catalog: Catalog;
   readonly #journal: Journal;
   /** What is pushed here, and who takes the pushes. */
   readonly hosted: HostedRepositories;
 
-  constructor(names: Names, mirror: Mirror, hosted: HostedRepositories, catalog: Catalog, journal: Journal) {
+  constructor(names: Names, mirror: Mirror, hosted: HostedRepositories, journal: Journal) {
     this.#names = names;
     this.#mirror = mirror;
     this.hosted = hosted;
-    this.#catalog = catalog;
     this.#journal = journal;
   }
 
@@ -60,15 +57,15 @@ export class Registry {
   }
 
   /**
-   * Whether a client that looked for content before its first push to a namespace may begin. Docker Hub answers 401 for what it does not
+   * Where a client that looked for content before its first push to a namespace begins; undefined: it is another error. Docker Hub answers 401 for what it does not
    * have, and most clients would give up on anything but 404.
    * @param error how the look-up at the default upstream failed
    */
-  mayBeginWith(name: RepositoryName, ns: string | undefined, error: unknown): boolean {
+  mayBeginWith(name: RepositoryName, ns: string | undefined, error: unknown): Hosted | undefined {
     const { cause } = error as Error;
-    if (!(cause instanceof RemoteError) || cause.fault !== "unauthorized") return false;
+    if (!(cause instanceof RemoteError) || cause.fault !== "unauthorized") return undefined;
     const located = this.#names.locateForPush(name, ns);
-    return located.kind === "hosted" && located.claims !== undefined;
+    return located.kind === "hosted" && located.claims !== undefined ? located : undefined;
   }
 
   /** @throws as {@link locateForPush} */
@@ -159,30 +156,30 @@ export class Registry {
   /**
    * Repositories whose name holds the text, whatever its case: those first that end with it, then in order of their names.
    * Looks at a part of the names a turn of the event loop.
+   * @param pages the names to look at, in order, after `last` (exclusive)
    */
-  async search(text: string, limit: number): Promise<{ name: RepositoryName; description: string }[]> {
+  async search(
+    text: string,
+    limit: number,
+    pages: (last: string, limit: number) => Promise<{ items: RepositoryName[]; more: boolean }>,
+  ): Promise<{ name: RepositoryName; description: string }[]> {
     const wanted = text.toLowerCase();
     const last: RepositoryName[] = [];
     const others: RepositoryName[] = [];
     for (let after = ""; ;) {
-      const names = await this.#catalog.listRepositories(after, SEARCHED_PER_TURN);
-      for (const name of names) {
+      const { items, more } = await pages(after, SEARCHED_PER_TURN);
+      for (const name of items) {
         if (name === wanted || name.endsWith(`/${wanted}`)) last.push(name);
         else if (name.includes(wanted) && others.length < limit) others.push(name);
       }
-      if (names.length < SEARCHED_PER_TURN || last.length >= limit) break;
-      after = names.at(-1) ?? after;
+      if (!more || last.length >= limit) break;
+      after = items.at(-1) ?? after;
       await turn();
     }
     return [...last, ...others].slice(0, limit).map((name) => {
       const upstream = this.#names.stored(name)?.upstream;
       return { name, description: upstream === undefined ? "hosted here" : `cached from ${upstream}` };
     });
-  }
-
-  /** Repositories in order of their names, after `last` (exclusive). */
-  repositories(last: string, limit: number): Promise<RepositoryName[]> {
-    return this.#catalog.listRepositories(last, limit);
   }
 }
 

@@ -13,6 +13,8 @@ export interface Subject {
   kind: string;
   /** Undefined for the registry as a whole. */
   repository: string | undefined;
+  /** Another repository, which is read: the source of a mount. */
+  from?: string | undefined;
 }
 
 /** How the registry wants to be asked, as its last challenge said. */
@@ -29,6 +31,8 @@ export interface AuthenticatorOptions {
   credentials: CredentialSource;
   /** Whether no credentials are configured. */
   anonymous: boolean;
+  /** What is asked for before a challenge says otherwise. */
+  actions: "pull" | "pull,push";
   clock: Clock;
   log: Logger;
 }
@@ -48,6 +52,7 @@ export class Authenticator implements AsyncDisposable {
   readonly #transport: Transport;
   readonly #credentials: CredentialSource;
   readonly #anonymous: boolean;
+  readonly #actions: AuthenticatorOptions["actions"];
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #closing = new AbortController();
@@ -58,7 +63,8 @@ export class Authenticator implements AsyncDisposable {
   readonly #tokens = new Map<string, Token>();
   readonly #fetching = new Map<string, Promise<Token>>();
 
-  constructor({ transport, credentials, anonymous, clock, log }: AuthenticatorOptions) {
+  constructor({ transport, credentials, anonymous, actions, clock, log }: AuthenticatorOptions) {
+    this.#actions = actions;
     this.#transport = transport;
     this.#anonymous = anonymous;
     this.#credentials = credentials;
@@ -147,12 +153,12 @@ export class Authenticator implements AsyncDisposable {
   }
 
   #scopeOf(subject: Subject): string {
-    return this.#scopes.get(subjectKey(subject)) ?? usualScope(subject);
+    return this.#scopes.get(subjectKey(subject)) ?? usualScope(subject, this.#actions);
   }
 
   #learnScope(subject: Subject, scope: string): void {
     const key = subjectKey(subject);
-    if (scope === usualScope(subject)) this.#scopes.delete(key);
+    if (scope === usualScope(subject, this.#actions)) this.#scopes.delete(key);
     else setBounded(this.#scopes, key, scope);
   }
 
@@ -299,12 +305,13 @@ export class Authenticator implements AsyncDisposable {
   }
 }
 
-function usualScope({ repository }: Subject): string {
-  return repository === undefined ? "" : `repository:${repository}:pull`;
+function usualScope({ repository, from }: Subject, actions: AuthenticatorOptions["actions"]): string {
+  if (repository === undefined) return "";
+  return `repository:${repository}:${actions}${from === undefined ? "" : ` repository:${from}:pull`}`;
 }
 
-function subjectKey({ kind, repository }: Subject): string {
-  return `${kind} ${repository ?? ""}`;
+function subjectKey({ kind, repository = "", from = "" }: Subject): string {
+  return `${kind} ${repository} ${from}`;
 }
 
 function basic(credentials: Credentials): string | undefined {

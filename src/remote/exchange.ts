@@ -14,11 +14,21 @@ export interface Patience {
   deadline?: AbortSignal | undefined;
 }
 
+export type Method = "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE";
+
+/** What a request carries. A stream can be read once: its request is never repeated. */
+export type Payload = string | Uint8Array | AsyncIterable<Uint8Array>;
+
+/** Whether it is a stream. */
+export function isStream(payload: Payload | undefined): payload is AsyncIterable<Uint8Array> {
+  return typeof payload === "object" && Symbol.asyncIterator in payload;
+}
+
 export interface ExchangeOptions {
-  method: "GET" | "HEAD" | "POST";
+  method: Method;
   url: URL;
   headers: Record<string, string>;
-  body?: string | undefined;
+  body?: Payload | undefined;
   patience: Patience;
   firstByteMs: Milliseconds;
   progressMs: Milliseconds;
@@ -52,7 +62,9 @@ export function exchange(dispatcher: Dispatcher, options: ExchangeOptions): Prom
   return new Promise((resolve, reject) => {
     const handler = new ExchangeHandler(options, resolve, reject);
     if (handler.over) return;
-    const { url, method, headers, body = null, firstByteMs } = options;
+    const { url, method, headers, firstByteMs } = options;
+    // undici takes async iterables, too; its types do not say so.
+    const body = (options.body ?? null) as Dispatcher.DispatchOptions["body"] & {};
     dispatcher.dispatch(
       {
         origin: url.origin,
@@ -118,9 +130,9 @@ class ExchangeHandler implements Dispatcher.DispatchHandler {
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
-    const { url, firstByteMs } = this.#options;
+    const { url, firstByteMs, body } = this.#options;
     if (this.#body) this.#body.destroy(translateError(error, url.host, "interrupted"));
-    else this.#fail(translateError(error, url.host, "unreachable", firstByteMs));
+    else this.#fail(translateError(error, url.host, isStream(body) ? "interrupted" : "unreachable", firstByteMs));
   }
 
   readonly #aborted = (): void => {

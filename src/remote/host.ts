@@ -3,11 +3,21 @@ import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import { retry, type RetryPolicy } from "../base/retry.ts";
 import { Breaker, type Pass } from "./breaker.ts";
-import { exchange, headerOf, type Answer, type AnswerHeaders, type Body, type Patience } from "./exchange.ts";
+import {
+  exchange,
+  headerOf,
+  isStream,
+  type Answer,
+  type AnswerHeaders,
+  type Body,
+  type Method,
+  type Patience,
+  type Payload,
+} from "./exchange.ts";
 import type { Pace } from "./pace.ts";
 import { RemoteError, type RemoteFault } from "./remote-error.ts";
 
-export type RemoteKind = "manifest" | "blob" | "tags" | "referrers" | "token" | "ping";
+export type RemoteKind = "manifest" | "blob" | "tags" | "referrers" | "token" | "ping" | "upload";
 
 export interface RemoteObserver {
   /** One request on the wire, repetitions and redirects included. @param seconds from the request to the head of its answer */
@@ -27,10 +37,12 @@ export interface RateLimit {
 
 export interface HostRequest {
   kind: RemoteKind;
-  method: "GET" | "HEAD" | "POST";
+  method: Method;
   url: URL;
   headers: Record<string, string>;
-  body?: string;
+  body?: Payload | undefined;
+  /** In place of the endpoint's own deadline: some registries prove a large blob before they answer. */
+  answerWithinMs?: Milliseconds | undefined;
   /** How many bytes a 2xx body may have that is read at once; "stream" hands it out unread. */
   take: number | "stream";
   patience: Patience;
@@ -96,13 +108,13 @@ export class Host {
   }
 
   /**
-   * Sends an idempotent request, repeatedly if need be; with a deadline, once.
+   * Sends a request that may be repeated, repeatedly if need be; with a deadline or a stream, once.
    * @returns any answer but 408, 429 and 5xx
    * @throws RemoteError unreachable, timeout, interrupted, circuitOpen, rateLimited, server, protocol, refused; the signal's reason
    */
   async send(dispatcher: Dispatcher, request: HostRequest): Promise<HostAnswer> {
     const { clock, policy } = this.#limits;
-    const once = request.patience.deadline !== undefined;
+    const once = request.patience.deadline !== undefined || isStream(request.body);
     return await retry(
       () => this.#try(dispatcher, request),
       (error) => (once ? undefined : this.#pauseBeforeRetry(error)),
@@ -123,8 +135,9 @@ export class Host {
   async #try(dispatcher: Dispatcher, request: HostRequest): Promise<HostAnswer> {
     this.#refuseWhilePaused(request.kind);
     const pass = this.#enter();
-    const { kind, method, take, ...sent } = request;
-    const { observe, pace, firstByteMs, progressMs } = this.#limits;
+    const { kind, method, take, answerWithinMs, ...sent } = request;
+    const { observe, pace, progressMs } = this.#limits;
+    const firstByteMs = answerWithinMs ?? this.#limits.firstByteMs;
     const startedMs = performance.now();
     const seconds = (): number => (performance.now() - startedMs) / 1000;
     let answer: Answer;

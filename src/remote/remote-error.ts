@@ -23,6 +23,7 @@ export interface RemoteErrorOptions {
   cause?: unknown;
   status?: number | undefined;
   retryAfterSeconds?: number | undefined;
+  code?: string | undefined;
 }
 
 /** A failed request to another registry. The message names host, cause and remedy; it never holds a secret or a query string. */
@@ -34,6 +35,8 @@ export class RemoteError extends Error {
   /** The HTTP status, where there was an answer. */
   readonly status: number | undefined;
   readonly retryAfterSeconds: number | undefined;
+  /** The code in the body of an OCI error, where there was one: `MANIFEST_BLOB_UNKNOWN`. */
+  readonly code: string | undefined;
 
   /** @param predicate goes on after the host's name: `cannot be reached` */
   constructor(fault: RemoteFault, endpoint: string, predicate: string, options: RemoteErrorOptions = {}) {
@@ -42,6 +45,7 @@ export class RemoteError extends Error {
     this.endpoint = endpoint;
     this.status = options.status;
     this.retryAfterSeconds = options.retryAfterSeconds;
+    this.code = options.code;
   }
 
   /** Whether another endpoint or a stale copy may answer instead. Not so where the registry has said no to whom it asked. */

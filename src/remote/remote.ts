@@ -19,8 +19,8 @@ import type { EndpointConfig } from "../config/schema.ts";
 import { isDigest, type Digest } from "../oci/digest.ts";
 import { MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, MEDIA_TYPES } from "../oci/manifest.ts";
 import { parseContentRange } from "../oci/range.ts";
-import { isTag } from "../oci/reference.ts";
-import { Authenticator } from "./authenticator.ts";
+import { isRepositoryName, isTag, type RepositoryName } from "../oci/reference.ts";
+import { Authenticator, type AuthenticatorOptions } from "./authenticator.ts";
 import { createCredentialSource } from "./credentials.ts";
 import { headerOf, type Body, type Patience } from "./exchange.ts";
 import {
@@ -104,6 +104,11 @@ export interface Remote extends AsyncDisposable {
     digest: Digest,
     options?: RemoteOptions & { firstByte?: number | undefined; lastByte?: number | undefined },
   ): Promise<RemoteBody | undefined>;
+  /**
+   * All repositories that the credentials may see; names outside the grammar are left out. @throws RemoteError protocol beyond 100 pages or 16 MiB
+   * @returns undefined if the registry has no such list, as many have none
+   */
+  listRepositories(options?: RemoteOptions): Promise<RepositoryName[] | undefined>;
   /** All pages; names outside the grammar of tags are left out. @throws RemoteError protocol beyond 100 pages or 16 MiB */
   listTags(repository: string, options?: RemoteOptions): Promise<string[] | undefined>;
   /**
@@ -129,19 +134,40 @@ export interface RemoteDependencies {
 
 /** Reads the TLS files and sets up connections; sends nothing yet. @throws RemoteError unreachable for unreadable TLS files */
 export async function createRemote(config: EndpointConfig, dependencies: RemoteDependencies): Promise<Remote> {
+  return new HttpRemote(await connect(config, dependencies, "pull"));
+}
+
+/** What the requests to one endpoint share. */
+export interface Connection {
+  config: EndpointConfig;
+  clock: Clock;
+  transport: Transport;
+  authenticator: Authenticator;
+  /** The limit of its bandwidth. */
+  pace: Pace | undefined;
+}
+
+/** @param actions what its tokens are asked for @throws as {@link createRemote} */
+export async function connect(
+  config: EndpointConfig,
+  dependencies: RemoteDependencies,
+  actions: AuthenticatorOptions["actions"],
+): Promise<Connection> {
   const { clock, log, observe, policy = STANDARD_POLICY } = dependencies;
+  const pace = config.bandwidth === undefined ? undefined : new Pace(config.bandwidth);
   const transport = new Transport(config, await readTlsContexts(config), {
     clock,
     log,
     observe,
     policy,
-    pace: config.bandwidth === undefined ? undefined : new Pace(config.bandwidth),
+    pace,
     firstByteMs: config.timeouts.firstByte,
     progressMs: config.timeouts.progress,
   });
   const credentials = createCredentialSource(config.auth, transport.endpoint.name, clock);
-  const authenticator = new Authenticator({ transport, credentials, anonymous: config.auth === undefined, clock, log });
-  return new HttpRemote(config, transport, authenticator, clock);
+  const anonymous = config.auth === undefined;
+  const authenticator = new Authenticator({ transport, credentials, anonymous, actions, clock, log });
+  return { config, clock, transport, authenticator, pace };
 }
 
 const STANDARD_POLICY: RetryPolicy = { attempts: 3, baseMs: 250, maxMs: 2000 };
@@ -149,6 +175,7 @@ const URGENT_MS = 3000;
 const MAX_PAGES = 100;
 const MAX_LISTING_BYTES = 16 * 1024 * 1024;
 const TAGS_PER_PAGE = 1000;
+const REPOSITORIES_PER_PAGE = 1000;
 const REDIRECT_TRUST_MS = 60_000;
 const MAX_REMEMBERED_REDIRECTS = 1000;
 
@@ -158,7 +185,8 @@ interface Ask extends Omit<HostRequest, "url" | "body"> {
   path: string;
 }
 
-class HttpRemote implements Remote {
+/** A registry over HTTP, to read from. */
+export class HttpRemote implements Remote {
   readonly #config: EndpointConfig;
   readonly #transport: Transport;
   readonly #authenticator: Authenticator;
@@ -166,7 +194,7 @@ class HttpRemote implements Remote {
   /** Where blobs were redirected to, for further ranges of the same blob; the oldest first. */
   readonly #redirects = new Map<string, { url: URL; untilMs: Milliseconds }>();
 
-  constructor(config: EndpointConfig, transport: Transport, authenticator: Authenticator, clock: Clock) {
+  constructor({ config, transport, authenticator, clock }: Connection) {
     this.#config = config;
     this.#transport = transport;
     this.#authenticator = authenticator;
@@ -281,6 +309,19 @@ class HttpRemote implements Remote {
       body.destroy();
       throw error;
     }
+  }
+
+  async listRepositories(options: RemoteOptions = {}): Promise<RepositoryName[] | undefined> {
+    const ask: Ask = {
+      kind: "tags",
+      method: "GET",
+      path: `_catalog?n=${REPOSITORIES_PER_PAGE}`,
+      headers: { accept: "application/json" },
+      take: MAX_LISTING_BYTES,
+      patience: this.#patience(options),
+    };
+    const pages = await this.#pages(ask, "repositories");
+    return pages?.filter((name): name is RepositoryName => typeof name === "string" && isRepositoryName(name));
   }
 
   async listTags(repository: string, options: RemoteOptions = {}): Promise<string[] | undefined> {

@@ -3,7 +3,7 @@ import { createSecureContext, getCACertificates, type SecureContext } from "node
 import { Agent, ProxyAgent, type Dispatcher } from "undici";
 import { VERSION } from "../base/version.ts";
 import type { EndpointConfig } from "../config/schema.ts";
-import { headerOf } from "./exchange.ts";
+import { headerOf, isStream } from "./exchange.ts";
 import { Guard } from "./guard.ts";
 import { Host, type HostAnswer, type HostLimits, type HostRequest } from "./host.ts";
 import { RemoteError } from "./remote-error.ts";
@@ -73,7 +73,8 @@ export class Transport implements AsyncDisposable {
       if (options.authorization !== undefined && !strayed) headers["authorization"] = options.authorization;
       const answer = await this.#send({ ...request, url, headers });
       const location = headerOf(answer.headers, "location");
-      if (!REDIRECTS.has(answer.status) || request.method === "POST" || location === undefined) {
+      const follows = request.method === "GET" || request.method === "HEAD";
+      if (!REDIRECTS.has(answer.status) || !follows || location === undefined) {
         return { ...answer, url, strayed };
       }
       if (redirects === MAX_REDIRECTS) {
@@ -96,7 +97,7 @@ export class Transport implements AsyncDisposable {
     this.guard.checkUrl(request.url);
     // The client certificate is a credential: only the configured host sees it.
     const pools = this.#dispatchers[request.url.hostname === this.#hostname ? "own" : "foreign"];
-    const dispatcher = request.take === "stream" ? pools.blobs : pools.small;
+    const dispatcher = request.take === "stream" || isStream(request.body) ? pools.blobs : pools.small;
     return await this.#host(request.url).send(dispatcher, request);
   }
 

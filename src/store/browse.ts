@@ -4,6 +4,7 @@ import type { Database } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import { MEDIA_TYPES } from "../oci/manifest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { after, type Sight } from "./visible.ts";
 
 export interface RepositoryEntry {
   name: RepositoryName;
@@ -79,7 +80,7 @@ const AFTER_ALL = "\u{10ffff}";
 function names(kind: string): string {
   return `
     SELECT id, name, upstream, created_at AS "createdAtMs" FROM repositories
-    WHERE ${kind} name > :last AND name >= :prefix AND name < :end ORDER BY name LIMIT :rows`;
+    WHERE ${kind} name >= :from AND name >= :prefix AND name < :end ORDER BY name LIMIT :rows`;
 }
 
 const ALL_NAMES = names("");
@@ -146,34 +147,38 @@ export class Browse {
   }
 
   /**
-   * Repositories that hold anything, in order of their names, after `last` (exclusive).
+   * Repositories that hold anything and that somebody sees, in order of their names, after `last` (exclusive).
    * @returns `next` after which to go on; with a filter that few fit, a page may hold less than `limit`, even nothing, before the last one
    */
   async repositories(
     { prefix, text, kind }: RepositoryFilter,
     last: string,
     limit: number,
+    { sees, ahead }: Sight,
   ): Promise<{ items: RepositoryEntry[]; next: string | undefined }> {
     const items: RepositoryEntry[] = [];
     const sql = kind === undefined ? ALL_NAMES : kind === "hosted" ? HOSTED_NAMES : CACHED_NAMES;
-    let after = last;
+    let reached = last;
     for (let seen = 0; seen < NAMES_PER_PAGE;) {
+      const begin = after(reached);
+      const from = ahead(begin < prefix ? prefix : begin);
+      if (from === undefined) return { items, next: undefined };
       const rows = text === "" ? Math.min(NAMES_PER_TURN, limit - items.length) : NAMES_PER_TURN;
-      const found = await this.#db.all<RepositoryRow>(sql, { last: after, prefix, end: prefix + AFTER_ALL, rows });
+      const found = await this.#db.all<RepositoryRow>(sql, { from, prefix, end: prefix + AFTER_ALL, rows });
       for (const row of found) {
-        after = row.name;
+        reached = row.name;
         seen += 1;
-        if (!row.name.includes(text)) continue;
+        if (!row.name.includes(text) || !sees(row.name, row.upstream ?? undefined)) continue;
         const entry = await this.#entry(row);
         if (!entry) continue;
         items.push(entry);
-        if (items.length === limit) return { items, next: after };
+        if (items.length === limit) return { items, next: reached };
         if (items.length % ENTRIES_PER_TURN === 0) await turn();
       }
       if (found.length < rows) return { items, next: undefined };
       await turn();
     }
-    return { items, next: after };
+    return { items, next: reached };
   }
 
   async #entry({ id, name, upstream, createdAtMs }: RepositoryRow): Promise<RepositoryEntry | undefined> {

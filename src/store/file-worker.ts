@@ -32,6 +32,10 @@ const NOT_LINKED = new Set(["EXDEV", "EPERM", "EMLINK", "ENOTSUP", "EOPNOTSUPP",
 /** The source's fault: this file is not taken, others may be. */
 class Refused extends Error {}
 
+function unreadable(cause: unknown): Refused {
+  return new Refused(`its file can't be read (${(cause as NodeJS.ErrnoException).code})`, { cause });
+}
+
 /** @throws Refused */
 function openForeign({ path, sizeBytes }: ForeignFile): { fd: number; stats: Stats } {
   let fd: number;
@@ -42,7 +46,7 @@ function openForeign({ path, sizeBytes }: ForeignFile): { fd: number; stats: Sta
     const { code } = cause as NodeJS.ErrnoException;
     if (code === "ENOENT" || code === "ENOTDIR") throw new Refused("its file is missing", { cause });
     if (code === "ELOOP") throw new Refused("its file is a symbolic link", { cause });
-    throw new Refused(`its file can't be read (${code})`, { cause });
+    throw unreadable(cause);
   }
   const stats = fstatSync(fd);
   const reason = !stats.isFile()
@@ -64,7 +68,7 @@ function readThrough(file: ForeignFile, from: number, to: number, take: (bytes: 
       try {
         bytes = readSync(fd, piece, 0, Math.min(PIECE_BYTES, to - at), at);
       } catch (cause) {
-        throw new Refused(`its file can't be read (${(cause as NodeJS.ErrnoException).code})`, { cause });
+        throw unreadable(cause);
       }
       if (bytes === 0) break;
       at += bytes;
@@ -103,6 +107,9 @@ function place({ file, place: to, temporary, syncedAtMs }: Extract<FileTask, { v
   const { fd, stats } = openForeign(file);
   try {
     if (syncedAtMs === undefined || stats.mtimeMs >= syncedAtMs) fsyncSync(fd);
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code !== "EIO") throw cause;
+    throw new Refused("its file can't be brought to the disk (EIO)", { cause });
   } finally {
     closeSync(fd);
   }
@@ -116,14 +123,30 @@ function place({ file, place: to, temporary, syncedAtMs }: Extract<FileTask, { v
       linkSync(file.path, to);
     }
   } catch (error) {
-    if (!NOT_LINKED.has((error as NodeJS.ErrnoException).code ?? "")) throw error;
-    copy(file, to, temporary);
+    if (!NOT_LINKED.has((error as NodeJS.ErrnoException).code ?? "")) throw blamed(error, file);
+    try {
+      copy(file, to, temporary);
+    } catch (failure) {
+      throw blamed(failure, file);
+    }
     return true;
   }
   const linked = lstatSync(to);
   if (linked.ino === stats.ino && linked.dev === stats.dev) return false;
   unlinkSync(to);
   throw new Refused("its file was exchanged while it was taken over");
+}
+
+/** What the system says of two files in one call: the store's disk is at fault, unless the source can't be read through. */
+function blamed(error: unknown, file: ForeignFile): unknown {
+  const { code } = error as NodeJS.ErrnoException;
+  if (code !== "EIO" && code !== "ENOENT") return error;
+  try {
+    readThrough(file, 0, file.sizeBytes, () => undefined);
+    return error;
+  } catch (refused) {
+    return refused;
+  }
 }
 
 function copy({ path }: ForeignFile, to: string, temporary: string): void {

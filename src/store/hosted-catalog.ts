@@ -1,6 +1,7 @@
 import { setImmediate as turn } from "node:timers/promises";
 import type { Database, Reader, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
+import { RegistryError } from "../oci/errors.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import {
   ensureRepository,
@@ -57,6 +58,8 @@ export interface Claims {
   namespace: string;
   /** A repository, and the beginning of others. */
   rivals: { repository: string; prefix: string } | undefined;
+  /** The user whose own it becomes; without one it is global. */
+  ownerUserId?: number;
 }
 
 /** A hosted repository to write to. */
@@ -116,7 +119,7 @@ const TAGS_ABOVE = `
 const HOLDERS = `
   SELECT r.name FROM repository_content c JOIN repositories r ON r.id = c.repository_id
   WHERE c.digest = :digest AND (:from IS NULL OR r.name = :from)`;
-const HOSTED_HOLDERS = `${HOLDERS} AND r.upstream IS NULL LIMIT 1`;
+const HOSTED_HOLDERS = `${HOLDERS} AND r.upstream IS NULL LIMIT 100`;
 const CACHED_HOLDERS = `${HOLDERS} AND r.upstream IS NOT NULL LIMIT 100`;
 const TAGGED = `
   SELECT t.digest, m.media_type AS "mediaType", m.size AS "sizeBytes" FROM tags t JOIN manifests m ON m.digest = t.digest
@@ -144,9 +147,10 @@ export class HostedCatalog {
 
   // ---- namespaces ----
 
-  /** Hosted namespaces that pushes have made. */
+  /** Hosted namespaces that pushes or somebody have made, and those that hold what was under way when they were removed. */
   async namespaces(): Promise<string[]> {
-    return (await this.#db.all<{ name: string }>("SELECT name FROM namespaces")).map(({ name }) => name);
+    const sql = "SELECT name FROM namespaces UNION SELECT namespace FROM namespace_usage WHERE bytes > 0";
+    return (await this.#db.all<{ name: string }>(sql)).map(({ name }) => name);
   }
 
   /** @throws NamespaceTaken */
@@ -281,11 +285,7 @@ export class HostedCatalog {
   #push<T>(place: Place, nowMs: number, work: (tx: Writer) => Promise<T>): Promise<T> {
     return this.#db.transaction("durable", async (tx) => {
       if (place.claims) {
-        await refuseRival(tx, place.claims);
-        await tx.run("INSERT INTO namespaces (name, created_at) VALUES (:name, :now) ON CONFLICT DO NOTHING", {
-          name: place.claims.namespace,
-          now: nowMs,
-        });
+        await claimNamespace(tx, place.claims, nowMs);
       }
       return place.allowance ? asAllowed(tx, place.allowance, () => work(tx)) : work(tx);
     });
@@ -427,6 +427,20 @@ export async function refuseRival(db: Reader, { namespace, rivals }: Claims): Pr
     { repository: rivals.repository, first: `${rivals.prefix}/`, end: `${rivals.prefix}0` },
   );
   if (rival) throw new NamespaceTaken(namespace, rival.name);
+}
+
+/** Makes the namespace a hosted one, unless it is one by now. @throws NamespaceTaken; RegistryError DENIED where it is not its user's own by now */
+export async function claimNamespace(tx: Writer, claims: Claims, nowMs: number): Promise<void> {
+  await refuseRival(tx, claims);
+  const { namespace: name, ownerUserId } = claims;
+  await tx.run(
+    "INSERT INTO namespaces (name, user_id, created_at) VALUES (:name, :user, :now) ON CONFLICT DO NOTHING",
+    { name, user: ownerUserId ?? null, now: nowMs },
+  );
+  if (ownerUserId === undefined) return;
+  const made = await tx.get<{ user_id: number | null }>("SELECT user_id FROM namespaces WHERE name = :name", { name });
+  if (made?.user_id !== ownerUserId)
+    throw new RegistryError("DENIED", `the namespace ${name} has become somebody else's meanwhile`);
 }
 
 async function findRepository(tx: Writer, repository: RepositoryName): Promise<number | undefined> {

@@ -2,7 +2,7 @@ import type { Database, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { ensureRepository, insertManifest, type Catalog, type NewManifest, type Removed } from "./catalog.ts";
-import { refuseRival, type Place, type Required, type Within } from "./hosted-catalog.ts";
+import { claimNamespace, type Place, type Required, type Within } from "./hosted-catalog.ts";
 
 export interface ImportedBlob {
   place: Place;
@@ -266,13 +266,7 @@ async function claim(tx: Writer, contents: readonly { place: Place }[], nowMs: n
   const claims = new Map(
     contents.flatMap(({ place }) => (place.claims ? [[place.claims.namespace, place.claims]] : [])),
   );
-  for (const [name, claimed] of claims) {
-    await refuseRival(tx, claimed);
-    await tx.run("INSERT INTO namespaces (name, created_at) VALUES (:name, :now) ON CONFLICT DO NOTHING", {
-      name,
-      now: nowMs,
-    });
-  }
+  for (const claimed of claims.values()) await claimNamespace(tx, claimed, nowMs);
 }
 
 function ownerOf({ repository }: Place): { repository: RepositoryName; upstream: undefined } {

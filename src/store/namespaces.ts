@@ -40,7 +40,7 @@ const USAGE = `
   SELECT u.namespace, u.bytes, (
     SELECT count(*) FROM repositories r WHERE r.namespace = u.namespace
       AND EXISTS (SELECT 1 FROM repository_content c WHERE c.repository_id = r.id)) AS repositories
-  FROM namespace_usage u`;
+  FROM json_each(:names) w JOIN namespace_usage u ON u.namespace = w.value`;
 
 /**
  * How much is stored under the first component of hosted names. The database keeps the count itself, by triggers, in the transaction of
@@ -66,17 +66,11 @@ export class Namespaces {
     return found !== undefined;
   }
 
-  /** @returns undefined where nothing was ever pushed to it */
-  find(namespace: string): Promise<NamespaceUsage | undefined> {
-    return this.#db.background.get(`${USAGE} WHERE u.namespace = :namespace`, { namespace });
-  }
-
-  /** Namespaces to which something was pushed, in order of their names, after `last` (exclusive). */
-  list(last: string, limit: number): Promise<NamespaceUsage[]> {
-    return this.#db.background.all(`${USAGE} WHERE u.namespace > :last ORDER BY u.namespace LIMIT :limit`, {
-      last,
-      limit,
-    });
+  /** What these hold, by their names. Nothing of those to which nothing was ever pushed. */
+  async usage(namespaces: readonly string[]): Promise<Map<string, NamespaceUsage>> {
+    const names = JSON.stringify(namespaces);
+    const rows = await this.#db.background.all<NamespaceUsage>(USAGE, { names });
+    return new Map(rows.map((row) => [row.namespace, row]));
   }
 
   /** The bytes of every namespace, the largest first. */

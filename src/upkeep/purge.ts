@@ -3,6 +3,7 @@ import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 import type { Browse } from "../store/browse.ts";
+import { EVERYTHING } from "../store/visible.ts";
 import type { Emptying } from "../store/emptying.ts";
 import type { CachedHolders, HeldContent } from "../store/cached-holders.ts";
 import type { Evictor } from "./evict.ts";
@@ -66,7 +67,7 @@ export class Purge {
     else {
       const filter = { prefix: `${target.upstream}/`, text: "", kind: "cached" as const };
       for (let after: string | undefined = ""; after !== undefined;) {
-        const page = await this.#deps.browse.repositories(filter, after, REPOSITORIES_PER_LOOK);
+        const page = await this.#deps.browse.repositories(filter, after, REPOSITORIES_PER_LOOK, EVERYTHING);
         for (const { name, upstream } of page.items)
           if (upstream === target.upstream) await this.#repository(name, counts, tell, signal);
         after = page.next;

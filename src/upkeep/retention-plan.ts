@@ -6,11 +6,11 @@
  * long as their image has a tag that does. That is for others to find out, since it takes more than the tag itself.
  */
 import picomatch from "picomatch";
-import { Range, SemVer } from "semver";
 import type { Milliseconds } from "../base/clock.ts";
 import { formatDuration } from "../config/units.ts";
 import type { Config } from "../config/schema.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { versionsIn } from "../oci/version.ts";
 import type { DigestSpan, HostedTag } from "../store/tag-catalog.ts";
 
 /** What keeps a tag. */
@@ -180,29 +180,6 @@ function agoText(ageMs: Milliseconds): string {
   if (ms === 0) return "just now";
   const count = Math.floor(ageMs / ms);
   return `${count} ${unit}${count === 1 ? "" : "s"} ago`;
-}
-
-/** As docker's tags write versions: with or without a `v`, missing parts are 0. Helm writes `_` for the `+` of a chart's version. */
-const VERSION =
-  /^v?(0|[1-9][0-9]{0,14})(?:\.(0|[1-9][0-9]{0,14}))?(?:\.(0|[1-9][0-9]{0,14}))?(-[0-9A-Za-z.-]+)?(?:_[0-9A-Za-z._-]+)?$/;
-
-/**
- * Prereleases (and what tags look the same, `3.12-alpine`) are in a range only if it names one anywhere, as in `>=2.0.0-0`.
- * @throws TypeError: not a range
- */
-function versionsIn(text: string): (tag: Tag) => boolean {
-  const withPrereleases = /[0-9xX*]-[0-9A-Za-z]/.test(text);
-  const range = new Range(text, { includePrerelease: withPrereleases });
-  return (tag) => {
-    const [found, major, minor = "0", patch = "0", prerelease = ""] = VERSION.exec(tag) ?? [];
-    if (found === undefined || (prerelease !== "" && !withPrereleases)) return false;
-    try {
-      return range.test(new SemVer(`${major}.${minor}.${patch}${prerelease}`));
-    } catch {
-      // 1.2.3-01 and the like.
-      return false;
-    }
-  };
 }
 
 interface Entry {

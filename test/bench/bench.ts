@@ -6,6 +6,8 @@
 import { writeFile } from "node:fs/promises";
 import { availableParallelism, loadavg } from "node:os";
 import { parseArgs } from "node:util";
+import { userCatalogRow } from "./access-catalog-row.ts";
+import { bearerRow, tokenIssueRow } from "./bearer-row.ts";
 import { coldPullRow, fanoutRow, firstByteRow, memoryRow } from "./cold-rows.ts";
 import { eventsRow } from "./events-row.ts";
 import { exportRow } from "./export-row.ts";
@@ -20,6 +22,7 @@ import { startRow } from "./start-row.ts";
 import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
 import { webhookRow } from "./webhook-row.ts";
 import { configRow, layerRow, manifestRow } from "./warm-rows.ts";
+import { wrongPasswordsRow } from "./wrong-passwords-row.ts";
 
 const ROWS: Record<string, Row> = {
   manifest: manifestRow,
@@ -34,12 +37,16 @@ const ROWS: Record<string, Row> = {
   "push-image": pushImageRow,
   tags: tagsRow,
   catalog: catalogRow,
+  "user-catalog": userCatalogRow,
   gc: gcRow,
   export: exportRow,
   retention: retentionRow,
   webhooks: webhookRow,
   import: importRow,
   events: eventsRow,
+  bearer: bearerRow,
+  "token-issue": tokenIssueRow,
+  "wrong-passwords": wrongPasswordsRow,
 };
 const PROGRAMS = ["docker-registry", "wrk"];
 const PAGE = new URL("../../docs/benchmarks.md", import.meta.url);

@@ -1,5 +1,6 @@
 /** Rows in bulk, written while no daemon runs: what years of pushes would leave. */
 import { createHash } from "node:crypto";
+import { closeSync, fsyncSync, openSync } from "node:fs";
 import { join } from "node:path";
 import Sqlite from "better-sqlite3";
 
@@ -38,4 +39,8 @@ export function fillDatabase(root: string, write: (into: (clause: string) => Ins
   })();
   db.pragma("wal_checkpoint(TRUNCATE)");
   db.close();
+  // Else the disk would be busy with it for half a minute, while something is measured.
+  const file = openSync(join(root, "entrepot.db"), "r+");
+  fsyncSync(file);
+  closeSync(file);
 }

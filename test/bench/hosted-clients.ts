@@ -14,8 +14,8 @@ export type HostedTask =
   | { kind: "layers"; port: number; clients: number; layersEach: number; spent: string[] }
   /** Each client pushes new images to a repository of its own, for that time or that many. Answers with `Pushed`. */
   | { kind: "images"; port: number; clients: number; blobBytes: number[]; ms?: number; imagesEach?: number }
-  /** One client reads these paths, one after the other. Answers with the milliseconds of each. */
-  | { kind: "pages"; port: number; paths: string[]; names?: number }
+  /** One client reads these paths, one after the other, by the logins (`user:password`) in turn. Answers with the milliseconds of each. */
+  | { kind: "pages"; port: number; paths: string[]; names?: number; basic?: string[] }
   /** Pulls at a pace, each pull of another image that `images` has pushed. Answers with `Paced`. */
   | { kind: "paced"; port: number; clients: number; imagesEach: number; perSecond: number; until: Until }
   /** POSTs a JSON body, and reads what is told as fast as it comes. Answers with `Told`. */
@@ -191,12 +191,17 @@ async function pushImage(wire: Wire, repository: string, tag: string, blobBytes:
 }
 
 /** @throws Error where a page has not that many names */
-async function readPages({ port, paths, names }: Extract<HostedTask, { kind: "pages" }>): Promise<number[]> {
+async function readPages({
+  port,
+  paths,
+  names,
+  basic = [],
+}: Extract<HostedTask, { kind: "pages" }>): Promise<number[]> {
   const agent = new Agent({ keepAlive: true });
   const ms = [];
-  for (const path of paths) {
+  for (const [nth, path] of paths.entries()) {
     const startedAt = performance.now();
-    const body = await read(agent, port, "GET", path);
+    const body = await read(agent, port, "GET", path, basic[nth % basic.length]);
     ms.push(performance.now() - startedAt);
     const page = JSON.parse(body) as { tags?: string[]; repositories?: string[]; items?: unknown[] };
     const found = (page.tags ?? page.repositories ?? page.items)?.length;
@@ -206,9 +211,12 @@ async function readPages({ port, paths, names }: Extract<HostedTask, { kind: "pa
   return ms;
 }
 
-function read(agent: Agent | undefined, port: number, method: string, path: string): Promise<string> {
+function read(agent: Agent | undefined, port: number, method: string, path: string, login?: string): Promise<string> {
   return new Promise((resolve, reject) => {
-    const headers = { "content-type": "application/json" };
+    const headers = {
+      "content-type": "application/json",
+      ...(login === undefined ? {} : { authorization: `Basic ${Buffer.from(login).toString("base64")}` }),
+    };
     const sent = httpRequest(
       { ...(agent && { agent }), host: "127.0.0.1", port, method, path, headers },
       (response) => {

@@ -29,10 +29,12 @@ export async function requestsPerSecond(
   path: string,
   connections: number,
   seconds: number,
+  headers: Record<string, string> = {},
 ): Promise<number> {
   const script = join(lab.folder, "report.lua");
   await writeFile(script, REPORT);
   const args = ["-t1", `-c${connections}`, `-d${seconds}s`, "-H", `Accept: ${ACCEPT}`, "-s", script];
+  for (const [name, value] of Object.entries(headers)) args.push("-H", `${name}: ${value}`);
   const report = await lab.run("wrk", [...args, `http://127.0.0.1:${server.port}${path}`]);
   const { requests, us, errors } = JSON.parse(report.slice(report.lastIndexOf("{"))) as Record<string, number>;
   if (errors !== 0 || !requests || !us) throw new Error(`${server.name}: ${errors} of ${requests} requests failed`);

@@ -36,12 +36,37 @@ test("events are shown a line each, newest first, as many as wanted", async () =
   assert.deepEqual((await run(...server, "--since", "2999-01-01T00:00:00Z")).lines, []);
 });
 
+test("an export is all there is, as a program reads it: JSON by the line, or CSV; or as much of it as wanted", async () => {
+  await using registry = await startRegistry({ config: { hosted: { namespaces: ["team"] } } });
+  await pushImage(registry, "team/app", image, "0");
+  for (let i = 1; i < 60; i++) await pushManifest(registry, "team/app", image, String(i));
+  const server = ["--server", registry.url];
+  const tags = Array.from({ length: 60 }, (_, i) => String(59 - i));
+  const json = await run(...server, "--json");
+  assert.deepEqual(
+    json.lines.map((text) => (JSON.parse(text) as { tag: string }).tag),
+    tags,
+  );
+  const csv = await run(...server, "--csv", "--repository", "team/app");
+  assert.equal(csv.status, 0);
+  const [head = [], ...records] = csv.lines.map((line) => line.replace(/\r$/, "").split(","));
+  assert.deepEqual(
+    records.map((record) => record[head.indexOf("tag")]),
+    tags,
+  );
+  assert.equal((await run(...server, "--csv", "--limit", "3")).lines.length, 4);
+  assert.deepEqual((await run(...server, "--json", "--until", "1h")).lines, []);
+  assert.equal((await run(...server, "--csv", "--subject", "user:alice", "--action", "login")).lines.length, 1);
+});
+
 test("what events can't be asked for is told with the way to ask", async () => {
   await using registry = await startRegistry();
   for (const wrong of [
     ["--limit", "0"],
     ["--limit", "x"],
     ["--since", "yesterday"],
+    ["--until", "tomorrow"],
+    ["--csv", "--json"],
     ["--user", "me"],
   ]) {
     const { status, stderr, lines } = await run("--server", registry.url, ...wrong);

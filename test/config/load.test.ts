@@ -181,3 +181,11 @@ test("aliases that lead round in a circle or multiply are faults, not a hang", a
   ];
   await faultsOf(loadText(bomb.join("\n")));
 });
+
+test("a public address without TLS before a server with it is a warning", async () => {
+  const env = { ENTREPOT_SERVER__TLS: "{certificate: /crt, key: /key}" };
+  assert.deepEqual((await loadConfig({ env })).warnings, []);
+  const { warnings } = await loadConfig({ env: { ...env, ENTREPOT_SERVER__PUBLICURL: "http://registry.example.com" } });
+  assert.equal(warnings.length, 1);
+  assert.match(warnings[0] ?? "", /publicUrl is http:.*make it https/);
+});

@@ -41,3 +41,19 @@ test("what can change changes, what can't is named, and stays named until the re
   assert.deepEqual(new Set(second.needRestart), waiting);
   assert.deepEqual(planReload(first.config, first.config).needRestart, []);
 });
+
+test("who may do what changes at once, except for where passwords lie and what tokens are issued for", () => {
+  const running = parseConfig({ access: { open: false, htpasswd: { path: "/one" } } });
+  const next = parseConfig({
+    server: { tls: { certificate: "/crt", key: "/key" } },
+    upstreams: { "docker.io": { visibility: "protected" } },
+    access: { htpasswd: { path: "/two" }, signUp: true, tokens: { life: "2m", service: "other" }, metrics: "login" },
+  });
+  const { changed, needRestart, config } = planReload(running, next);
+  assert.deepEqual(
+    new Set(changed),
+    new Set(["access.open", "access.signUp", "access.tokens.life", "access.metrics", "upstreams.docker.io.visibility"]),
+  );
+  assert.deepEqual(new Set(needRestart), new Set(["access.htpasswd.path", "access.tokens.service", "server.tls"]));
+  assert.equal(config.access.htpasswd?.path, "/one");
+});

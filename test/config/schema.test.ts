@@ -198,6 +198,36 @@ test("an alias cannot stand for two upstreams, nor a hosted namespace for one", 
   ]);
 });
 
+test("a registry is opened to strangers only by a word that says so, and never beside a password file", () => {
+  const faultsFor = (listen: string, access: object) => faultsOf({ server: { listen }, access });
+  for (const listen of ["127.0.0.1:5000", "127.1.2.3:1", "[::1]:5000", "localhost:5000", "unix:/run/entrepot.sock"]) {
+    assert.deepEqual(faultsFor(listen, { open: true }), [], listen);
+  }
+  for (const listen of [":5000", "0.0.0.0:5000", "[::]:5000", "10.0.0.1:5000", "registry.example.com:5000"]) {
+    assert.deepEqual(faultsFor(listen, { open: true }), [
+      `access.open is true, and ${listen} is reached from other machines`,
+    ]);
+    assert.deepEqual(faultsFor(listen, { open: "everywhere" }), []);
+    assert.deepEqual(faultsFor(listen, { open: false }), []);
+    assert.deepEqual(faultsFor(listen, {}), []);
+  }
+  for (const open of [true, "everywhere"]) {
+    assert.deepEqual(faultsOf({ access: { open, htpasswd: { path: "/auth/htpasswd" } } }), [
+      "access.open leaves access.htpasswd without effect: nobody has to log in",
+    ]);
+  }
+  assert.deepEqual(faultsOf({ access: { open: false, htpasswd: { path: "/auth/htpasswd" } } }), []);
+});
+
+test("TLS is for addresses, not for Unix sockets", () => {
+  const tls = { certificate: "/crt", key: "/key" };
+  assert.deepEqual(faultsOf({ server: { tls } }), []);
+  assert.deepEqual(faultsOf({ server: { tls, listen: "unix:/run/entrepot.sock" } }), [
+    "server.tls is not for a Unix socket",
+  ]);
+  assert.deepEqual(faultsOf({ server: { tls: { certificate: "/crt" } } }), ["server.tls.key is missing"]);
+});
+
 test("two webhooks do not share a name, and an address holds no credentials", () => {
   const [ci, audit] = [
     { name: "ci", url: "https://ci.example.com/hook" },

@@ -22,7 +22,7 @@ function readDocument(path: string): string {
   return readFileSync(join(ROOT, path), "utf8");
 }
 
-type Described = JsonSchema & { default?: unknown; enum?: string[] };
+type Described = JsonSchema & { default?: unknown; enum?: string[]; const?: string; anyOf?: Described[] };
 
 interface Key {
   path: string;
@@ -48,23 +48,24 @@ function keysOf(schema: Described, path: string[] = []): Key[] {
 function rowOf({ path, schema, itemKeys }: Key): string {
   const { description = "", default: standard } = schema;
   const [, meaning = description, range = ""] = /^(.*?)(?: A ((?:duration|size|number).*)\.)?$/.exec(description) ?? [];
-  const values = schema.enum?.map((value) => `\`${value}\``).join(", ");
-  const unit =
-    range ||
-    values ||
-    { string: "text", array: "list", boolean: "true or false" }[schema.type ?? ""] ||
-    assert.fail(`${path} has a type that the table has no word for`);
+  const unit = range || wordsFor(schema) || assert.fail(`${path} has a type that the table has no word for`);
   const shown =
     standard === undefined ? "" : `\`${typeof standard === "string" ? standard : JSON.stringify(standard)}\``;
   const each = itemKeys.length === 0 ? "" : ` Each takes ${itemKeys.map((key) => `\`${key}\``).join(", ")} as above.`;
   return `| \`${path}\` | ${shown} | ${unit} | ${meaning}${each} |`;
 }
 
+function wordsFor({ type, const: only, enum: values = only === undefined ? [] : [only], anyOf }: Described): string {
+  if (anyOf) return anyOf.map(wordsFor).join(" or ");
+  if (values.length > 0) return values.map((value) => `\`${value}\``).join(", ");
+  return { string: "text", array: "list", boolean: "true or false" }[type ?? ""] ?? "";
+}
+
 test("the README's table has every key of the configuration, with its default, unit and meaning", () => {
   const rows = keysOf(configJsonSchema()).map(rowOf);
   assert.ok(rows.length > 40, "the schema was not read");
   const written = README.split("\n").filter((line) =>
-    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub|admin|events|webhooks|retention)[.[`]/.test(line),
+    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub|access|events|webhooks|retention)[.[`]/.test(line),
   );
   assert.deepEqual(written, rows);
 });
@@ -110,7 +111,7 @@ test("every configuration in the documents is one that the daemon takes", () => 
   let examples = 0;
   for (const path of DOCUMENTS) {
     for (const [, text = ""] of readDocument(path).matchAll(/^```yaml\n(.*?)^```/gms)) {
-      if (!/^(?:server|log|storage|upstreams|hosted|gc|scrub|admin|events|webhooks|retention):/m.test(text)) continue;
+      if (!/^(?:server|log|storage|upstreams|hosted|gc|scrub|access|events|webhooks|retention):/m.test(text)) continue;
       examples += 1;
       assert.deepEqual(faultsOf(text), [], `${path}:\n${text}`);
     }

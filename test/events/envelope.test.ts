@@ -10,7 +10,7 @@ import {
   pingBatch,
   type Origin,
 } from "../../src/events/envelope.ts";
-import type { StoredEvent } from "../../src/events/event.ts";
+import type { ImageEvent } from "../../src/events/event.ts";
 import type { Digest } from "../../src/oci/digest.ts";
 import type { RepositoryName, Tag } from "../../src/oci/reference.ts";
 
@@ -19,13 +19,14 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{1
 const ORIGIN: Origin = { publicUrl: "https://registry.example.com", hostname: "node-7", instanceId: "run-1" };
 const ELSEWHERE: Origin = { publicUrl: undefined, hostname: "node 7", instanceId: "run-2" };
 
-function event(over: Partial<StoredEvent> = {}): StoredEvent {
+function event(over: Partial<ImageEvent> = {}): ImageEvent {
   return {
     id: 7,
     atMs: Date.UTC(2026, 4, 1, 12, 30, 0, 5),
     action: "push",
     outcome: "done",
     repository: "team/app" as RepositoryName,
+    subject: undefined,
     tag: "1.0" as Tag,
     digest: DIGEST,
     mediaType: "application/vnd.oci.image.manifest.v1+json",

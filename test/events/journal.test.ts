@@ -63,9 +63,9 @@ function event(more: Partial<NewEvent> = {}): NewEvent {
 async function insert(db: Database, events: { at: number; [column: string]: string | number | null }[]): Promise<void> {
   await db.transaction("lazy", (tx) =>
     tx.run(
-      `INSERT INTO events (at, action, outcome, repository, tag, digest, actor)
+      `INSERT INTO events (at, action, outcome, repository, subject, tag, digest, actor)
        SELECT value ->> 'at', COALESCE(value ->> 'action', 'push'), COALESCE(value ->> 'outcome', 'done'),
-         COALESCE(value ->> 'repository', 'team/app'), value ->> 'tag', value ->> 'digest', value ->> 'actor'
+         value ->> 'repository', value ->> 'subject', value ->> 'tag', value ->> 'digest', value ->> 'actor'
        FROM json_each(:rows)`,
       { rows: JSON.stringify(events) },
     ),
@@ -92,7 +92,7 @@ test("an event is recorded with the transaction it belongs to, or not at all", a
   assert.deepEqual(none, []);
   assert.ok(first && second && first.atMs >= beforeMs && first.atMs <= Date.now());
   const { by: _, ...what } = pushed;
-  assert.deepEqual(first, { ...what, ...BY, id: first.id, atMs: first.atMs });
+  assert.deepEqual(first, { subject: undefined, ...what, ...BY, id: first.id, atMs: first.atMs });
   assert.equal(second.actor, "retention");
   assert.equal(second.address, undefined);
   assert.equal(await journal.last(), second.id);
@@ -136,6 +136,63 @@ test("pulls that are not wanted are not recorded, refusals are", async () => {
     (await here.journal.after(0, 10)).map(({ outcome }) => outcome),
     ["denied"],
   );
+});
+
+test("a login and a change of rights are recorded without a repository", async () => {
+  await using here = await stage({ pulls: false });
+  const { journal, db } = here;
+  const by = { actor: "root", address: "10.0.0.7", agent: "curl", requestId: "r-2" };
+  const change = {
+    action: "access",
+    outcome: "done",
+    subject: "user:alice",
+    detail: "made an administrator",
+    by,
+  } as const;
+  await db.transaction("durable", (tx) => journal.recordWithin(tx, [change]));
+  journal.note({ action: "login", outcome: "done", subject: "user:root", by });
+  await journal[Symbol.asyncDispose]();
+  const found = (await journal.after(0, 10)).map(({ action, repository, subject, actor, detail }) => {
+    return { action, repository, subject, actor, detail };
+  });
+  assert.deepEqual(found, [
+    { action: "access", repository: undefined, subject: "user:alice", actor: "root", detail: "made an administrator" },
+    { action: "login", repository: undefined, subject: "user:root", actor: "root", detail: undefined },
+  ]);
+});
+
+test("pulls that are denied are recorded though pulls are not, and what goes on is summed up each minute", async () => {
+  let minute = Promise.withResolvers<void>();
+  const clock: Clock = {
+    ...systemClock,
+    sleep: (ms, signal) =>
+      ms === 60_000 ? Promise.race([minute.promise, systemClock.sleep(ms, signal)]) : systemClock.sleep(1, signal),
+  };
+  await using here = await stage({ pulls: false, clock });
+  const pass = (): void => {
+    const { resolve } = minute;
+    minute = Promise.withResolvers();
+    resolve();
+  };
+  const { journal } = here;
+  const denied = event({ action: "pull", outcome: "denied", detail: "log in" });
+  const details = async (): Promise<unknown[]> => (await journal.after(0, 10)).map(({ detail }) => detail);
+  for (let i = 0; i < 5; i++) journal.note({ ...denied, tag: String(i) as Tag });
+  await until(async () => (await journal.last()) === 1, "the first is written");
+  pass();
+  await until(async () => (await journal.last()) === 2, "the others are summed up");
+  journal.note(denied);
+  pass();
+  await until(async () => (await journal.last()) === 3, "what goes on is only summed up");
+  assert.deepEqual(await details(), [
+    "log in",
+    "log in (the last of 4 more within a minute)",
+    "log in (the last of 1 more within a minute)",
+  ]);
+  journal.note(denied);
+  journal.note(denied);
+  await journal[Symbol.asyncDispose]();
+  assert.equal((await details()).at(-1), "log in (the last of 2 more within a minute)", "none is lost at the end");
 });
 
 test("what can't be written waits, and is written once it can", async () => {
@@ -189,6 +246,7 @@ test("events older than they are kept expire, all others stay", async () => {
 
 const optional = <T>(values: readonly T[]) => fc.option(fc.constantFrom(...values), { nil: undefined });
 const REPOSITORIES = ["team/app", "team/other"];
+const SUBJECTS = ["user:alice", "team:backend"];
 const TAGS = ["1", "2"];
 const ACTORS = ["ci", "retention"];
 const rows = fc.array(
@@ -196,7 +254,8 @@ const rows = fc.array(
     at: fc.nat(30),
     action: fc.constantFrom(...ACTIONS),
     outcome: fc.constantFrom(...OUTCOMES),
-    repository: fc.constantFrom(...REPOSITORIES),
+    repository: fc.constantFrom(...REPOSITORIES, null),
+    subject: fc.constantFrom(...SUBJECTS, null),
     tag: fc.constantFrom(...TAGS, null),
     digest: fc.constantFrom(...DIGESTS, null),
     actor: fc.constantFrom(...ACTORS, null),
@@ -205,6 +264,7 @@ const rows = fc.array(
 );
 const filters: fc.Arbitrary<EventFilter> = fc.record({
   repository: optional(REPOSITORIES),
+  subject: optional(SUBJECTS),
   actor: optional(ACTORS),
   action: optional(ACTIONS),
   outcome: optional(OUTCOMES),
@@ -242,6 +302,7 @@ test("pages of a search are all that its filter lets through, newest first, each
       const pages = await pagesOf(db, filter, limit);
       assert.ok(pages.every(({ length }) => length <= limit));
       assert.deepEqual(pages.flat(), expected);
+      assert.deepEqual((await Array.fromAsync(here.journal.walk(filter))).flat(), expected);
     }),
     { numRuns: 300 },
   );
@@ -249,8 +310,8 @@ test("pages of a search are all that its filter lets through, newest first, each
 
 test("a search looks at 1,500 events at most, and goes on where it stopped", async () => {
   await using here = await stage();
-  const others = Array.from({ length: 4000 }, (_, i) => ({ at: 10 + i, tag: "other" }));
-  await insert(here.db, [{ at: 1, tag: "sought" }, ...others]);
+  const others = Array.from({ length: 4000 }, (_, i) => ({ at: 10 + i, repository: A, tag: "other" }));
+  await insert(here.db, [{ at: 1, repository: A, tag: "sought" }, ...others]);
   const pages = await pagesOf(here.db, { repository: A, tag: "sought" }, 10);
   assert.ok(pages.length >= 3, `${pages.length} pages`);
   assert.ok(pages.slice(0, -1).every(({ length }) => length === 0));
@@ -274,13 +335,15 @@ test("every search goes through an index, and sorts nothing", async () => {
     { repository: A, action: "push" },
     { action: "delete" },
     { outcome: "denied" },
+    { outcome: "denied", action: "login" },
+    { subject: "user:alice" },
     { actor: "ci" },
     { digest },
   ];
   for (const filter of searches) await searchEvents(spy, filter, undefined, 10);
   assert.equal(asked.size, searches.length);
   for (const sql of asked) {
-    const params = { repository: A, action: "push", actor: "ci", digest: digest ?? "", limit: 1 };
+    const params = { repository: A, subject: "", action: "push", actor: "ci", digest: digest ?? "", limit: 1 };
     const plan = await here.db.all<{ detail: string }>(`EXPLAIN QUERY PLAN ${sql}`, {
       ...params,
       sinceMs: 0,

@@ -161,14 +161,15 @@ test("what is refused is an event with its reason, and leaves no other; a mistak
   assert.equal((await eventsOf(registry)).length, 5, "beside them there is the first push alone");
 });
 
-test("a client that may not push here leaves an event, with the address that a trusted proxy tells", async () => {
+test("a push that is refused leaves an event with the address that a trusted proxy tells", async () => {
+  await using upstream = await startUpstream();
   await using registry = await start(
-    { pushFrom: "loopback" },
-    { config: { server: { trustedProxies: ["127.0.0.1"] } } },
+    {},
+    { upstreams: { "docker.io": upstream }, config: { server: { trustedProxies: ["127.0.0.1"] } } },
   );
   const agent = "x".repeat(1000);
   const headers = { "x-forwarded-for": "203.0.113.9", "user-agent": agent };
-  await send(registry, 403, "POST", "/v2/team/app/blobs/uploads/", headers);
+  await send(registry, 405, "POST", "/v2/docker.io/library/app/blobs/uploads/", headers);
   const [event] = await events(registry, 1);
   assert.equal(event?.action, "push");
   assert.equal(event?.outcome, "denied");

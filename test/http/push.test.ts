@@ -79,12 +79,12 @@ test("who looks before a first push is told 404 where upstream refuses strangers
   assert.equal((await mirror.send("HEAD", `/v2/library/app/blobs/${digest}`)).status, 403);
   await using closed = await startRegistry({
     upstreams: { "docker.io": upstream },
-    config: { hosted: { pushFrom: "nowhere" } },
+    config: { access: { open: false } },
   });
   assert.equal((await closed.send("HEAD", `/v2/newteam/app/blobs/${digest}`)).status, 403);
   const refused = await closed.send("POST", "/v2/newteam/app/blobs/uploads/");
-  assert.equal(refused.status, 403);
-  assert.match(errorOf(refused).message, /hosted\.pushFrom is nowhere, and this request comes from 127\.0\.0\.1/);
+  assert.equal(refused.status, 401);
+  assert.match(errorOf(refused).message, /log in to push to newteam\/app/);
 });
 
 // ---- bodies ----

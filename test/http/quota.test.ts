@@ -398,8 +398,9 @@ test("the API and the command tell what namespaces hold and may hold", async () 
   await pushBlob(registry, "team/app", one.bytes);
   await pushBlob(registry, "team/other", one.bytes);
   await pushBlob(registry, "other/app", two.bytes);
-  const team = { name: "team", bytes: 60 * KIB, quota: 100 * KIB, share: 0.6, repositories: 2 };
-  const other = { name: "other", bytes: 60 * KIB, repositories: 1 };
+  const facts = { owner: { kind: "global" }, visibility: "private", description: "" };
+  const team = { name: "team", ...facts, bytes: 60 * KIB, quota: 100 * KIB, share: 0.6, repositories: 2 };
+  const other = { name: "other", ...facts, bytes: 60 * KIB, repositories: 1 };
   assert.deepEqual(jsonOf(await registry.get("/api/v1/namespaces")), { items: [other, team] });
   const first = jsonOf(await registry.get("/api/v1/namespaces?limit=1"));
   assert.deepEqual(first["items"], [other]);

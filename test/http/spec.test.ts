@@ -436,16 +436,16 @@ test("where deletes are switched off, they are 405, and all stays", async () => 
   for (const path of paths) assert.equal((await registry.get(`/v2/team/app/${path}`)).status, 200, path);
 });
 
-test("who may not push is told 403 DENIED, and nothing is begun", async () => {
-  await using registry = await startHosted({ pushFrom: "nowhere" });
+test("who has not logged in is told 401 UNAUTHORIZED, and nothing is begun", async () => {
+  await using registry = await startRegistry({ config: { hosted: { namespaces: ["team"] }, access: { open: false } } });
   for (const [method, path, body] of [
     ["POST", "blobs/uploads/", undefined],
     ["POST", `blobs/uploads/?digest=${layerOf(image).digest}`, layerOf(image).bytes],
     ["PUT", "manifests/1", image.manifest],
     ["DELETE", "manifests/1", undefined],
   ] as const)
-    refusal(await send(registry, 403, method, `/v2/team/app/${path}`, {}, body), "DENIED");
-  refusal(await send(registry, 404, "GET", "/v2/team/app/tags/list"), "NAME_UNKNOWN");
+    refusal(await send(registry, 401, method, `/v2/team/app/${path}`, {}, body), "UNAUTHORIZED");
+  assert.deepEqual(await registry.partials(), []);
 });
 
 test("an upstream's rate limit is passed on as TOOMANYREQUESTS with its Retry-After", async () => {

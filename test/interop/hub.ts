@@ -25,7 +25,7 @@ export async function startHub(folder: string): Promise<Hub> {
     config,
     JSON.stringify({
       version: "0.1",
-      storage: { filesystem: { rootdirectory: root } },
+      storage: { filesystem: { rootdirectory: root }, delete: { enabled: true } },
       http: { addr: "127.0.0.1:0" },
     }),
   );

@@ -10,7 +10,7 @@ const PROJECT = join(import.meta.dirname, "../..");
 const MAX_STOP_MS = 10_000;
 /** As an operator hardens it. */
 const CONFINED = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"];
-const HARDENED = [...CONFINED, "--volume", "content:/var/lib/entrepot"];
+const HARDENED = [...CONFINED, "--volume", "content:/var/lib/registry"];
 
 test("the image is built, serves as nobody on a read-only root, says that it is healthy, and stops cleanly", async () => {
   await using folder = await makeFolder();
@@ -64,7 +64,7 @@ console.log(JSON.stringify({
   application: readdirSync("/app").sort(),
   developmentTools: ["typescript", "oxlint", "node"].filter((name) => existsSync("/app/node_modules/" + name)),
   onEveryInterface: listening.includes(" 00000000:" + (5000).toString(16).toUpperCase()),
-  content: existsSync("/var/lib/entrepot/entrepot.db"),
+  content: existsSync("/var/lib/registry/entrepot.db"),
 }));`;
 
 async function isHealthy(docker: Docker, container: string): Promise<boolean> {

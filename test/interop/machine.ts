@@ -12,11 +12,15 @@ import { promisify } from "node:util";
 const PACKAGES = {
   buildah: "buildah",
   containerd: "containerd",
+  curl: "curl",
   ctr: "containerd",
   docker: "docker.io",
   dockerd: "docker.io",
   "docker-compose": "docker-compose",
   "docker-registry": "docker-registry",
+  htpasswd: "apache2-utils",
+  nginx: "nginx",
+  openssl: "openssl",
   podman: "podman",
   prometheus: "prometheus",
   promtool: "prometheus",
@@ -55,20 +59,28 @@ export interface RunOptions {
   cwd?: string;
 }
 
-/** Runs a program to its end. @returns its standard output @throws Error with all that it wrote, for an exit status other than 0 */
+/**
+ * Runs a program to its end.
+ * @param options `input`: what its standard input holds
+ * @returns its standard output
+ * @throws Error with all that it wrote, for an exit status other than 0
+ */
 export async function run(
   program: ProgramName | { path: string },
   args: readonly string[],
-  { timeoutMs = COMMAND_MS, ...options }: RunOptions & { timeoutMs?: number } = {},
+  { timeoutMs = COMMAND_MS, input = "", ...options }: RunOptions & { timeoutMs?: number; input?: string } = {},
 ): Promise<string> {
   const path = typeof program === "string" ? findProgram(program) : program.path;
   try {
-    const { stdout } = await promisify(execFile)(path, args, {
+    const running = promisify(execFile)(path, args, {
       ...options,
       env: { ...process.env, ...options.env },
       maxBuffer: MAX_OUTPUT_BYTES,
       timeout: timeoutMs,
     });
+    // A program that ends without reading it all is none of our business.
+    running.child.stdin?.on("error", () => {}).end(input);
+    const { stdout } = await running;
     return stdout;
   } catch (error) {
     const { stdout = "", stderr = "", code } = error as { stdout?: string; stderr?: string; code?: unknown };

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
-import { readdir } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
-import { digestOf } from "../../src/oci/digest.ts";
+import { digestOf, hexOf, type Digest } from "../../src/oci/digest.ts";
 import { MEDIA_TYPES } from "../../src/oci/manifest.ts";
+import { startDocker } from "./dockerd.ts";
 import { startEntrepot, UNREACHABLE } from "./entrepot.ts";
 import { startHub } from "./hub.ts";
 import { makeFolder, run } from "./machine.ts";
@@ -20,19 +22,23 @@ test("what a registry:2 has stored is taken over from its data directory, and pu
   await hub.push(single.source, "team/app:oci");
   await hub.push(single.source, "team/app:schema2", ["--format", "v2s2"]);
   await hub.push(multi.source, "team/app:multi");
-  // Within one registry, layers are mounted from one repository to the other.
   await copyIn(`docker://${host}/team/app:multi`, `${host}/team/copy:multi`, ["--src-tls-verify=false"]);
-  const schema2 = await inspect(`${host}/team/app:schema2`);
-  // A tag that is deleted as registry:2 has it done: only its folder's link goes.
-  await hub.push(single.source, "team/app:gone");
-  const begun = await fetch(`${hub.url}/v2/team/app/blobs/uploads/`, { method: "POST" });
-  assert.equal(begun.status, 202);
+  const oci = await inspect(`${host}/team/app:oci`);
+  const schema2 = digestOf(Buffer.from(await inspect(`${host}/team/app:schema2`)));
+  const source = new Source(hub.url);
+  await source.mount("team/app", "team/mounted", oci);
+  assert.equal(await source.tag("team/mounted", "mounted", oci), single.digest);
+  // A deleted manifest takes its tags with it; one whose tag has moved stays, without a name.
+  const deleted = await source.tag("team/app", "gone", variantOf(oci, "deleted"));
+  await source.expect(202, "DELETE", `/v2/team/app/manifests/${deleted}`);
+  await source.expect(404, "GET", "/v2/team/app/manifests/gone");
+  const untagged = await source.tag("team/app", "moved", variantOf(oci, "untagged"));
+  const moved = await source.tag("team/app", "moved", variantOf(oci, "moved"));
+  const upload = await source.sendHalf("team/app", randomBytes(200_000));
   await hub.stop();
   const data = join(folder.path, "hub");
-  await run({ path: "/bin/rm" }, [
-    "-r",
-    join(data, "docker/registry/v2/repositories/team/app/_manifests/tags/gone/current"),
-  ]);
+  const unfinished = join(data, `docker/registry/v2/repositories/team/app/_uploads/${upload}/data`);
+  assert.equal((await readFile(unfinished)).length, 100_000);
 
   await using entrepot = await startEntrepot(folder.path, { upstreams: UNREACHABLE });
   const importArgs = [MAIN, "import", data, "--server", entrepot.url, "--json"];
@@ -52,23 +58,96 @@ test("what a registry:2 has stored is taken over from its data directory, and pu
     { type: "done", leftOut: 0, unserved: 2, copied: 0, verified: true },
   );
   assert.ok(typeof blobs === "number");
+  assert.deepEqual(
+    events
+      .filter((event) => event["type"] === "unserved")
+      .map(({ where, reason }) => `${String(where)}: ${String(reason)}`),
+    [
+      `"repositories/team/app/_manifests/revisions/sha256/${hexOf(deleted)}": the manifest was deleted`,
+      `"repositories/team/app/_uploads/${upload}": the upload was not finished`,
+    ],
+  );
 
+  await using docker = await startDocker(folder.path);
   for (const prefix of ["", "old/"]) {
     const app = `${entrepot.host}/${prefix}team/app`;
-    assert.deepEqual(await listTags(app), ["multi", "oci", "schema2"]);
-    assert.equal(await copyOut(`${app}:oci`, join(folder.path, `${prefix.length}-oci`)), single.digest);
-    assert.equal(await copyOut(`${app}:multi`, join(folder.path, `${prefix.length}-multi`)), multi.digest);
+    assert.deepEqual(await listTags(app), ["moved", "multi", "oci", "schema2"]);
+    const images: [string, Digest][] = [
+      [`${app}:oci`, single.digest],
+      [`${app}:schema2`, schema2],
+      [`${app}:multi`, multi.digest],
+      [`${app}:moved`, moved],
+      [`${app}@${untagged}`, untagged],
+      [`${entrepot.host}/${prefix}team/copy:multi`, multi.digest],
+      [`${entrepot.host}/${prefix}team/mounted:mounted`, single.digest],
+    ];
+    for (const [image, digest] of images) {
+      await docker.run("pull", "--quiet", image);
+      const named = await docker.run("image", "inspect", "--format", "{{json .RepoDigests}}", image);
+      const repository = image.replace(/(?::[a-z0-9]+|@sha256:.*)$/, "");
+      assert.ok((JSON.parse(named) as string[]).includes(`${repository}@${digest}`), `${image} is ${named}`);
+      const copy = join(folder.path, `copy-${prefix.length}-${images.findIndex(([one]) => one === image)}`);
+      assert.equal(await copyOut(image, copy), digest);
+    }
+    await assert.rejects(docker.run("pull", "--quiet", `${app}@${deleted}`), /manifest unknown|not found/);
     assert.equal(
       (JSON.parse(await inspect(`${app}:schema2`)) as { mediaType: string }).mediaType,
       MEDIA_TYPES.dockerImage,
     );
-    const copied2 = await copyOut(`${app}:schema2`, join(folder.path, `${prefix.length}-schema2`));
-    assert.equal(copied2, digestOf(Buffer.from(schema2)));
-    const copy = `${entrepot.host}/${prefix}team/copy:multi`;
-    assert.equal(await copyOut(copy, join(folder.path, `${prefix.length}-copy`)), multi.digest);
   }
   const { podman } = await makePodman(folder.path);
   await podman("pull", "--quiet", "--tls-verify=false", `${entrepot.host}/team/app:multi`);
   assert.deepEqual(entrepot.refusals(500), []);
   assert.ok((await readdir(join(data, "docker/registry/v2/blobs/sha256"))).length > 0, "the source is gone");
 });
+
+/** The same image under another digest. */
+function variantOf(manifest: string, name: string): string {
+  return JSON.stringify({ ...(JSON.parse(manifest) as object), annotations: { "org.example.variant": name } });
+}
+
+/** What clients ask of the old registry beside pushes. */
+class Source {
+  readonly #url: string;
+
+  constructor(url: string) {
+    this.#url = url;
+  }
+
+  /** @param path of the registry, or a whole address @returns the answer's headers */
+  async expect(
+    status: number,
+    method: string,
+    path: string,
+    body?: { bytes: string | Uint8Array<ArrayBuffer>; type: string },
+  ): Promise<Headers> {
+    const answer = await fetch(new URL(path, this.#url), {
+      method,
+      ...(body ? { body: body.bytes, headers: { "content-type": body.type } } : {}),
+    });
+    assert.equal(answer.status, status, `${method} ${path}: ${await answer.text()}`);
+    return answer.headers;
+  }
+
+  /** Gives a repository the blobs of an image that another one has. */
+  async mount(from: string, to: string, manifest: string): Promise<void> {
+    const { config, layers } = JSON.parse(manifest) as { config: { digest: Digest }; layers: { digest: Digest }[] };
+    for (const { digest } of [config, ...layers]) {
+      await this.expect(201, "POST", `/v2/${to}/blobs/uploads/?mount=${digest}&from=${from}`);
+    }
+  }
+
+  async tag(repository: string, tag: string, manifest: string): Promise<Digest> {
+    const body = { bytes: manifest, type: MEDIA_TYPES.ociImage };
+    await this.expect(201, "PUT", `/v2/${repository}/manifests/${tag}`, body);
+    return digestOf(Buffer.from(manifest));
+  }
+
+  /** Begins to push a blob and leaves after half of it. @returns the upload's id */
+  async sendHalf(repository: string, blob: Buffer): Promise<string> {
+    const begun = await this.expect(202, "POST", `/v2/${repository}/blobs/uploads/`);
+    const half = { bytes: new Uint8Array(blob.subarray(0, blob.length / 2)), type: "application/octet-stream" };
+    const sent = await this.expect(202, "PATCH", begun.get("location") ?? "", half);
+    return sent.get("docker-upload-uuid") ?? "";
+  }
+}

@@ -15,6 +15,9 @@ export const INDEX = makeIndex([[{ os: "linux", architecture: "amd64" }, IMAGE]]
 export const CACHED = makeImage({ layers: [2000], seed: 2 });
 const SIGNATURE = makeArtifact({ subject: INDEX, artifactType: "application/x.sig", payload: "signed" });
 
+const PASSWORD = "a long enough password";
+const LIMITS = [{ repositories: ["team/**"], verbs: ["pull"] }];
+
 /** What fills an operation's path, and follows it. */
 interface Asked {
   params?: Record<string, string>;
@@ -36,6 +39,8 @@ export async function startWithEverything(upstream: Upstream, sink: Sink): Promi
   const registry = await startRegistry({
     upstreams: { "docker.io": upstream },
     config: {
+      // Also once there are users.
+      access: { open: true, signUp: true },
       hosted: { namespaces: ["team"] },
       webhooks: [
         { name: "ci", url: `${sink.url}/hook`, attempts: 1 },
@@ -71,7 +76,11 @@ export async function askEveryOperation(registry: TestRegistry, api: Api, sink: 
     const filled = path.replaceAll(/\{([^}]*)\}/g, (_, name: string) => {
       return encodeURIComponent(params[name] ?? assert.fail(`${id}: ${name}`));
     });
-    const answer = await api.send(method, `${filled}${query}`, method === "POST" ? body : undefined);
+    const answer = await api.send(
+      method,
+      `${filled}${query}`,
+      method === "POST" || method === "PUT" || method === "PATCH" ? body : undefined,
+    );
     const told = `${id}: ${answer.status} ${JSON.stringify(answer.events)}`;
     assert.ok(statuses.includes(answer.status), told);
     assert.ok(!answer.events.some(({ type }) => type === "failed"), told);
@@ -107,8 +116,9 @@ async function requestsFor(registry: TestRegistry, api: Api, sink: Sink): Promis
     getCache: {},
     listCacheContents: { query: "?order=largest" },
     listNamespaces: {},
-    getNamespace: { params: { name: "team" } },
+    getNamespace: { params: { namespace: "team" } },
     listEvents: { query: "?repository=team/app&action=push" },
+    exportEvents: { query: "?repository=team/app" },
     listJobs: {},
     getJob: { params: dead },
     listJobLines: { params: dead, empty: true },
@@ -120,6 +130,42 @@ async function requestsFor(registry: TestRegistry, api: Api, sink: Sink): Promis
     redeliverWebhookFailure: { params: { ...ci, id: failure }, statuses: [202] },
     redeliverWebhook: { params: ci, body: { from: 1 }, statuses: [202] },
     pingWebhook: { params: ci },
+    whoami: {},
+    createUser: { body: { name: "alice", password: PASSWORD }, statuses: [201] },
+    listUsers: {},
+    getUser: { params: { name: "alice" } },
+    changeUser: { params: { name: "alice" }, body: { password: PASSWORD } },
+    signUp: { body: { name: "bob", password: PASSWORD }, statuses: [201] },
+    deleteUser: { params: { name: "bob" }, statuses: [204] },
+    // Nobody has logged in, and nobody has to.
+    changeOwnPassword: { body: { present: PASSWORD, password: PASSWORD }, statuses: [403] },
+    setUp: { body: { token: "", name: "carol", password: PASSWORD }, statuses: [404] },
+    createTeam: { body: { name: "backend", owner: "alice" }, statuses: [201] },
+    listTeams: {},
+    getTeam: { params: { team: "backend" } },
+    changeTeam: { params: { team: "backend" }, body: { description: "APIs" } },
+    setTeamMember: { params: { team: "backend", user: "alice" }, body: { role: "viewer" }, statuses: [204] },
+    listTeamMembers: { params: { team: "backend" } },
+    createNamespace: { body: { name: "services" }, statuses: [201] },
+    changeNamespace: { params: { namespace: "services" }, body: { visibility: "public" } },
+    grantNamespace: { params: { namespace: "services", team: "backend" }, body: { role: "viewer" }, statuses: [204] },
+    listNamespaceGrants: { params: { namespace: "services" } },
+    revokeNamespace: { params: { namespace: "services", team: "backend" }, statuses: [204] },
+    deleteNamespace: { params: { namespace: "services" }, statuses: [204] },
+    grantUpstream: { params: { upstream: "docker.io", team: "backend" }, statuses: [204] },
+    listUpstreamGrants: { params: { upstream: "docker.io" } },
+    revokeUpstream: { params: { upstream: "docker.io", team: "backend" }, statuses: [204] },
+    removeTeamMember: { params: { team: "backend", user: "alice" }, statuses: [204] },
+    deleteTeam: { params: { team: "backend" }, statuses: [204] },
+    createRobot: { body: { name: "builds", limits: LIMITS, expires: "never" }, statuses: [201] },
+    listRobots: {},
+    getRobot: { params: { name: "builds" } },
+    changeRobot: { params: { name: "builds" }, body: { disabled: true } },
+    rotateRobot: { params: { name: "builds" }, body: { expires: "90d" } },
+    deleteRobot: { params: { name: "builds" }, statuses: [204] },
+    createToken: { body: { user: "alice", name: "laptop", limits: LIMITS, expires: "90d" }, statuses: [201] },
+    listTokens: { query: "?user=alice" },
+    deleteToken: { params: { name: "laptop" }, query: "?user=alice", statuses: [204] },
     listRetentionRules: {},
     retention: {},
     warm: { body: { images: ["library/app:1"] } },

@@ -19,6 +19,7 @@ export interface RegistryOptions {
     server?: Tree;
     storage?: Tree;
     hosted?: Tree;
+    access?: Tree;
     gc?: Tree;
     scrub?: Tree;
     events?: Tree;
@@ -28,6 +29,8 @@ export interface RegistryOptions {
   /** A folder that outlives this registry, for a restart. */
   root?: string;
   clock?: Clock;
+  /** The authority, in PEM, whose certificate it shows. */
+  trust?: string;
   /** The test leaves partial files behind on purpose. */
   leavesPartials?: boolean;
 }
@@ -86,6 +89,7 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
     server: { listen: "127.0.0.1:0", drainTimeout: "2s", ...options.config?.server },
     storage: { root, minFree: 0, ...options.config?.storage },
     hosted: { ...options.config?.hosted },
+    access: { ...options.config?.access },
     gc: { ...options.config?.gc },
     scrub: { ...options.config?.scrub },
     events: { ...options.config?.events },
@@ -100,7 +104,12 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
     destination: { write: (line: string) => void lines.push(JSON.parse(line) as Record<string, unknown>) },
   });
   const app = await open(config, { log, ...(options.clock ? { clock: options.clock } : {}) });
-  const agent = new Agent({ pipelining: 1, bodyTimeout: 20_000, headersTimeout: 20_000 });
+  const agent = new Agent({
+    pipelining: 1,
+    bodyTimeout: 20_000,
+    headersTimeout: 20_000,
+    ...(options.trust === undefined ? {} : { connect: { ca: options.trust } }),
+  });
   let stopped = false;
   const stop = async (): Promise<void> => {
     if (stopped) return;

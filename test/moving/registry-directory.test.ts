@@ -5,7 +5,8 @@ import { test } from "node:test";
 import { digestOf, hexOf, type Digest } from "../../src/oci/digest.ts";
 import { pushImage, select } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, makeIndex, type Content, type Image } from "../kit/images.ts";
-import { startRegistry } from "../kit/registry.ts";
+import { adminApi, basic, operatorOf, passwordOf } from "../kit/people.ts";
+import { startRegistry, type Answer } from "../kit/registry.ts";
 import { importFolder, isAbsent, pull, sourceFolder } from "./imports.ts";
 
 const NO_UPSTREAM = { upstreams: { "docker.io": { url: "http://127.0.0.1:9" } } };
@@ -353,25 +354,52 @@ test("every tag that came over is an event, once; and a namespace beyond its quo
   );
 });
 
-test("what is none of them, and whoever is not on this machine, is refused", async () => {
+test("what is none of them is refused, and is no job that failed", async () => {
+  await using source = await sourceFolder();
+  await using registry = await startRegistry(NO_UPSTREAM);
+  const headers = { "content-type": "application/json" };
+  const ask = (path: string): Promise<Answer> =>
+    registry.send("POST", "/api/v1/import", headers, JSON.stringify({ path }));
+  const none = await ask(source.path);
+  assert.equal(none.status, 400);
+  assert.match(none.bytes.toString(), /nothing that can be taken over: name the data directory of a registry:2/);
+  assert.equal((await ask("here")).status, 400);
+  // It is the asker's mistake: nothing that an operator has to look into.
+  assert.deepEqual(select(registry, "SELECT * FROM jobs"), []);
+  assert.deepEqual(
+    registry.log.filter(({ level }) => Number(level) > 40),
+    [],
+  );
+});
+
+test("only administrators may have a folder taken over, and only on the daemon's machine", async () => {
   await using source = await sourceFolder();
   await using registry = await startRegistry({
     ...NO_UPSTREAM,
     config: { server: { trustedProxies: ["127.0.0.1"] } },
   });
-  const { done } = await importFolder(registry, source.path);
-  assert.equal(done["type"], "failed");
-  assert.match(String(done["message"]), /nothing that can be taken over: name the data directory of a registry:2/);
-  const headers = { "content-type": "application/json", "x-forwarded-for": "192.0.2.1" };
-  const stranger = await registry.send("POST", "/api/v1/import", headers, JSON.stringify({ path: source.path }));
-  assert.equal(stranger.status, 403);
-  const relative = await registry.send(
-    "POST",
-    "/api/v1/import",
-    { "content-type": "application/json" },
-    JSON.stringify({ path: "here" }),
-  );
-  assert.equal(relative.status, 400);
+  await source.image("team/app", oci, "1");
+  const api = await adminApi(registry);
+  for (const admin of [true, false]) {
+    const name = admin ? "anna" : "uwe";
+    await api("POST", "/users", { name, password: passwordOf(name), admin });
+  }
+  const here = { "content-type": "application/json" };
+  const elsewhere = { ...here, "x-forwarded-for": "192.0.2.1" };
+  const ask = async (headers: Record<string, string>): Promise<number> => {
+    const body = JSON.stringify({ path: source.path });
+    return (await registry.send("POST", "/api/v1/import", headers, body)).status;
+  };
+  for (const place of [here, elsewhere]) {
+    assert.equal(await ask(place), 401);
+    assert.equal(await ask({ ...place, ...basic("uwe") }), 403);
+  }
+  assert.equal(await ask({ ...elsewhere, ...basic("anna") }), 403);
+  assert.equal(await ask({ ...elsewhere, ...(await operatorOf(registry)) }), 403);
+  assert.deepEqual(select(registry, "SELECT * FROM tags"), []);
+  assert.equal(await ask({ ...here, ...basic("anna") }), 200);
+  assert.equal(await ask({ ...here, ...(await operatorOf(registry)) }), 200);
+  assert.equal(select(registry, "SELECT * FROM tags").length, 1);
 });
 
 /** Every file with its size and time. */

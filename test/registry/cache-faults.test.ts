@@ -75,7 +75,7 @@ test("a pull goes on while somebody else holds the database's lock", async () =>
   await turn();
   other.exec("BEGIN EXCLUSIVE");
   await mirror.pullBlob("library/app", large.digest);
-  await mirror.until(async () => (await mirror.metric("entrepot_cache_errors_total")) === 1, "the write was given up");
+  await mirror.until(async () => (await mirror.metric("entrepot_cache_errors_total")) >= 1, "the write was given up");
   other.exec("ROLLBACK");
   other.close();
   await mirror.until(async () => (await mirror.metric("entrepot_flights_in_progress")) === 0, "the flight is over");

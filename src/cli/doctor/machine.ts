@@ -1,11 +1,12 @@
 import { lstat } from "node:fs/promises";
 import { createServer } from "node:net";
-import { parseListen } from "../../config/schema.ts";
+import { parseListen, type Config } from "../../config/schema.ts";
 import { Daemon, localAddress } from "../daemon.ts";
 import { fault, ok, warning, type Finding } from "./finding.ts";
 
 /** Whether the daemon can listen where it shall, or does already. @param storageInUse whether a running entrepot has the storage */
-export async function checkAddress(listen: string, storageInUse: boolean): Promise<Finding> {
+export async function checkAddress(server: Config["server"], storageInUse: boolean): Promise<Finding> {
+  const { listen } = server;
   const code = await tryToListen(listen);
   if (code === undefined) {
     return storageInUse
@@ -19,7 +20,7 @@ export async function checkAddress(listen: string, storageInUse: boolean): Promi
   if (code !== "EADDRINUSE") {
     return fault("address", `${listen} can't be listened on (${code})`, REMEDIES[code] ?? "set another server.listen");
   }
-  const version = await versionAt(listen);
+  const version = await versionAt(server);
   if (version === "refused") {
     const address = parseListen(listen);
     const isSocket = address && "path" in address && (await lstat(address.path)).isSocket();
@@ -59,8 +60,8 @@ async function tryToListen(listen: string): Promise<string | undefined> {
 }
 
 /** @returns of the entrepot that answers there; undefined if another program does, or nobody within ten seconds */
-async function versionAt(listen: string): Promise<string | undefined> {
-  await using daemon = new Daemon(localAddress(listen));
+async function versionAt(server: Config["server"]): Promise<string | undefined> {
+  await using daemon = new Daemon(localAddress(server));
   try {
     return await daemon.version();
   } catch (error) {

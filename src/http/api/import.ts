@@ -1,6 +1,7 @@
 import { isAbsolute } from "node:path";
 import { z } from "zod";
 import type { ImportJob } from "../../moving/import-job.ts";
+import { findSource, NoSource } from "../../moving/read-source.ts";
 import { isRepositoryName, type RepositoryName } from "../../oci/reference.ts";
 import { isOnThisMachine } from "../client-address.ts";
 import { operation, type Operation } from "./operation.ts";
@@ -74,18 +75,26 @@ export function importOperations({ imports }: { imports: ImportJob }): Operation
       path: "/import",
       tag: "upkeep",
       summary: "Takes over a registry:2 directory or an OCI layout on the daemon's machine, and tells what is left out",
-      description: "Only for clients on the daemon's machine, whatever `admin.from` is: it reads the daemon's disk.",
+      description: "Only for administrators on the daemon's machine: it reads the daemon's disk.",
       body: importBody,
       answers: { 200: { description: "What happens; the last event is `done` or `failed`", schema: importEvent } },
       problems: ["conflict"],
       streams: true,
-      handle: ({ body: { into, ...options }, by: { address } }) => {
+      handle: async ({ body: { into, ...options }, by: { address } }) => {
         if (!isOnThisMachine(address)) {
           throw new Problem(
             "forbidden",
             `an import reads the daemon's disk: ask for it on that machine, not from ${address}`,
           );
         }
+        // The asker's mistake, not a job that failed.
+        await findSource(options.path).catch((cause: unknown) => {
+          if (!(cause instanceof NoSource)) throw cause;
+          throw new Problem("invalid-input", cause.message, {
+            cause,
+            errors: [{ in: "body", at: "path", message: "is nothing that can be taken over" }],
+          });
+        });
         return { status: 200, events: (tell, signal) => imports.start({ ...options, into }, tell, signal) };
       },
     }),

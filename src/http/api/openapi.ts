@@ -11,7 +11,15 @@ import { problem } from "./schemas.ts";
 type Json = Record<string, unknown>;
 
 /** What any operation may answer with. */
-const ALWAYS: readonly ProblemKind[] = ["malformed-request", "invalid-input", "forbidden", "internal", "unavailable"];
+const ALWAYS: readonly ProblemKind[] = [
+  "malformed-request",
+  "invalid-input",
+  "unauthorized",
+  "forbidden",
+  "too-many-requests",
+  "internal",
+  "unavailable",
+];
 
 /** The operation that tells all, itself included. */
 export function openApiOperation(operations: readonly Operation[]): Operation {
@@ -22,6 +30,7 @@ export function openApiOperation(operations: readonly Operation[]): Operation {
     path: "/openapi.json",
     tag: "daemon",
     summary: "Describes this API as OpenAPI 3.1",
+    allows: "anyone",
     answers: { 200: { description: "An OpenAPI document", schema: z.looseObject({ openapi: z.string() }) } },
     handle: () => ({ status: 200, body: (document ??= describe([...operations, self])) }),
   });
@@ -41,7 +50,7 @@ export function describe(operations: readonly Operation[]): Json {
     info: {
       title: "Entrepot",
       version: VERSION,
-      description: "The API that the command line and the console use. admin.from says who may.",
+      description: "The API that the command line and the console use.",
     },
     servers: [{ url: "/api/v1" }],
     tags: [...new Set(operations.map(({ tag }) => tag))].map((name) => ({ name })),
@@ -97,7 +106,7 @@ function parametersOf(shape: Shape | undefined, where: "path" | "query", schemas
   });
 }
 
-function describeAnswer({ streams, etag }: Operation, { description, schema }: AnswerKind, schemas: Json): Json {
+function describeAnswer({ streams, etag }: Operation, { description, schema, text }: AnswerKind, schemas: Json): Json {
   return {
     description: streams ? `${description}; one JSON object a line` : description,
     ...(etag ? { headers: { ETag: { schema: { type: "string" }, description: "The state of it." } } } : {}),
@@ -105,6 +114,7 @@ function describeAnswer({ streams, etag }: Operation, { description, schema }: A
       ? {
           content: {
             [streams ? "application/x-ndjson" : "application/json"]: { schema: jsonSchema(schema, "output", schemas) },
+            ...(text === undefined ? {} : { [text]: { schema: { type: "string" } } }),
           },
         }
       : {}),

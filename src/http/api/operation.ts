@@ -28,6 +28,7 @@
  */
 import { z } from "zod";
 import type { Milliseconds } from "../../base/clock.ts";
+import type { Caller, Verb } from "../../access/principal.ts";
 import type { Requester } from "../../events/event.ts";
 import { RegistryError } from "../../oci/errors.ts";
 import { Problem, type ProblemKind } from "./problem.ts";
@@ -50,6 +51,8 @@ export interface Input<Params extends Shape, Query extends Shape, Body extends z
   ifMatch: readonly string[] | "any" | undefined;
   /** The client, as events name it. */
   by: Requester;
+  /** The client, as rights are decided. */
+  caller: Caller;
 }
 
 /** @returns when the event is on its way, at the client's pace */
@@ -69,12 +72,22 @@ export type Reply =
       status: 200;
       /** Resolves when the work is over. What it throws after its first event cuts the answer. */
       events: (tell: Tell, signal: AbortSignal) => Promise<void>;
+    }
+  | {
+      status: 200;
+      contentType: string;
+      /** What browsers save it as. */
+      fileName: string;
+      /** Read at the client's pace. What it throws after its first text cuts the answer. */
+      texts: AsyncIterable<string>;
     };
 
 export interface AnswerKind {
   description: string;
   /** Of the JSON body, or of each line of a stream; undefined: there is no body. */
   schema?: z.ZodType;
+  /** The type of a text that it may be in place of JSON: `text/csv`. */
+  text?: string;
 }
 
 export interface Definition<Params extends Shape, Query extends Shape, Body extends z.ZodType> {
@@ -92,8 +105,13 @@ export interface Definition<Params extends Shape, Query extends Shape, Body exte
   params?: Params;
   query?: Query;
   body?: Body;
+  /**
+   * Who may: everybody; whoever has logged in, of whom the handler decides by `caller` then; whoever may do that to the repository that
+   * `{repository}` names. Undefined: administrators.
+   */
+  allows?: "anyone" | "user" | { repository: Verb };
   answers: Readonly<Record<number, AnswerKind>>;
-  /** Beside those that every operation may answer with: malformed-request, invalid-input, forbidden, internal, unavailable. */
+  /** Beside those that every operation may answer with: malformed-request, invalid-input, unauthorized, forbidden, internal, unavailable. */
   problems?: readonly ProblemKind[];
   /** The answer carries an ETag: a GET honours If-None-Match. */
   etag?: boolean;

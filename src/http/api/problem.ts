@@ -9,6 +9,7 @@ import { RegistryError, type ErrorCode, type RegistryErrorOptions } from "../../
 export const PROBLEMS = {
   "invalid-input": [400, "The input is not what this operation takes", "UNSUPPORTED"],
   "malformed-request": [400, "The request can't be read", "UNSUPPORTED"],
+  unauthorized: [401, "Say who you are", "UNAUTHORIZED"],
   forbidden: [403, "That is not allowed", "DENIED"],
   "not-found": [404, "There is nothing here", "UNKNOWN"],
   "method-not-allowed": [405, "The method is not supported here", "UNSUPPORTED"],
@@ -16,7 +17,7 @@ export const PROBLEMS = {
   "precondition-failed": [412, "It has changed meanwhile", "UNSUPPORTED"],
   "too-large": [413, "The body is too large", "SIZE_INVALID"],
   "unsupported-media-type": [415, "The body is not application/json", "UNSUPPORTED"],
-  "upstream-busy": [429, "The upstream asks for a pause", "TOOMANYREQUESTS"],
+  "too-many-requests": [429, "There were too many requests: wait as Retry-After says", "TOOMANYREQUESTS"],
   internal: [500, "Something failed here", "UNKNOWN"],
   "upstream-failed": [502, "The upstream did not answer as it should", "UNAVAILABLE"],
   unavailable: [503, "It can't be done at the moment", "UNAVAILABLE"],

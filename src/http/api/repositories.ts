@@ -1,4 +1,6 @@
 import { z } from "zod";
+import { sightOf } from "../../access/sight.ts";
+import type { Spaces } from "../../access/spaces.ts";
 import type { Browse, RepositoryEntry, TagEntry } from "../../store/browse.ts";
 import type { Purge } from "../../upkeep/purge.ts";
 import type { Catalog } from "../../store/catalog.ts";
@@ -21,6 +23,7 @@ import { Problem } from "./problem.ts";
 import { repositoryName, tagName } from "./schemas.ts";
 
 export interface RepositoriesDeps {
+  spaces: Spaces;
   browse: Browse;
   catalog: Catalog;
   hosted: HostedRepositories;
@@ -31,7 +34,8 @@ export interface RepositoriesDeps {
 const namePart = z.string().max(255);
 
 /** Repositories and their tags. */
-export function repositoryOperations({ browse, catalog, hosted, removal, purge }: RepositoriesDeps): Operation[] {
+export function repositoryOperations(deps: RepositoriesDeps): Operation[] {
+  const { spaces, browse, catalog, hosted, removal, purge } = deps;
   const find = async (name: RepositoryName): Promise<{ upstream: string | undefined }> => {
     const found = await browse.find(name);
     if (!found)
@@ -52,7 +56,8 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
       method: "GET",
       path: "/repositories",
       tag: "repositories",
-      summary: "Lists repositories that hold anything, in order of their names",
+      summary: "Lists repositories that hold anything and that the client may pull from, in order of their names",
+      allows: "anyone",
       description: "With a filter that few fit, a page may hold fewer than `limit`, even none, while it has a `next`.",
       query: {
         ...paging,
@@ -61,9 +66,10 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
         kind: z.enum(["hosted", "cached"]).optional(),
       },
       answers: { 200: { description: "A page of repositories", schema: pageOf(repository) } },
-      handle: async ({ query: { limit, cursor, prefix, q, kind } }) => {
+      handle: async ({ query: { limit, cursor, prefix, q, kind }, caller }) => {
         const last = readCursor(z.string(), cursor) ?? "";
-        const { items, next } = await browse.repositories({ prefix, text: q.toLowerCase(), kind }, last, limit);
+        const filter = { prefix, text: q.toLowerCase(), kind };
+        const { items, next } = await browse.repositories(filter, last, limit, sightOf(caller, spaces));
         const body = { items: items.map(repositoryAnswer) };
         return { status: 200, body: next === undefined ? body : { ...body, next: writeCursor(next) } };
       },
@@ -74,6 +80,7 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
       path: "/repositories/{repository}",
       tag: "repositories",
       summary: "Counts what a repository holds",
+      allows: { repository: "pull" },
       params: { repository: repositoryName },
       answers: { 200: { description: "The repository", schema: repositoryDetails } },
       problems: ["not-found"],
@@ -93,6 +100,7 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
       summary: "Removes a hosted repository with all its tags, or a cached one from the cache",
       description:
         "In small steps: pushes and pulls go on meanwhile, and what has gone is gone where the client leaves. A hosted repository with an immutable tag stays as it is. Garbage collection gives the room of a hosted one back.",
+      allows: { repository: "delete" },
       params: { repository: repositoryName },
       answers: {
         200: {
@@ -118,6 +126,7 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
       path: "/repositories/{repository}/tags",
       tag: "repositories",
       summary: "Lists the tags of a repository that are stored here, in order of their names",
+      allows: { repository: "pull" },
       params: { repository: repositoryName },
       query: { ...paging, prefix: z.string().max(128).default("").describe("What the tag begins with.") },
       answers: { 200: { description: "A page of tags", schema: pageOf(tag) } },
@@ -135,6 +144,7 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
       path: "/repositories/{repository}/tags/{tag}",
       tag: "repositories",
       summary: "Tells what a tag points to",
+      allows: { repository: "pull" },
       params: { repository: repositoryName, tag: tagName },
       answers: { 200: { description: "The tag", schema: tag } },
       problems: ["not-found"],
@@ -151,6 +161,7 @@ export function repositoryOperations({ browse, catalog, hosted, removal, purge }
       tag: "repositories",
       summary: "Removes a tag; what it points to stays until garbage collection finds it needed no more",
       description: "Of a cached repository the tag is forgotten: the next pull asks the upstream.",
+      allows: { repository: "delete" },
       params: { repository: repositoryName, tag: tagName },
       answers: { 204: { description: "It is gone" } },
       problems: ["not-found", "conflict"],

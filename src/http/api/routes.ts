@@ -2,22 +2,30 @@
  * The JSON API under /api/v1: one place for access, input, answers and what goes wrong. The operations are data (`operation.ts`).
  * Every answer that is no success is a problem (`problem.ts`).
  */
-import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type Koa from "koa";
 import { z } from "zod";
-import type { Config } from "../../config/schema.ts";
-import type { Requester } from "../../events/event.ts";
+import type { Caller } from "../../access/principal.ts";
+import { isAdmin, isLoggedIn } from "../../access/rights.ts";
+import type { NewEvent, Requester } from "../../events/event.ts";
+import type { Journal } from "../../events/journal.ts";
+import { RegistryError } from "../../oci/errors.ts";
+import type { RepositoryName } from "../../oci/reference.ts";
+import type { Gate } from "../../registry/gate.ts";
+import type { Names } from "../../registry/names.ts";
 import { readBody } from "../body.ts";
 import { isOnThisMachine } from "../client-address.ts";
-import { guardEnd, type ProgressRule } from "../send.ts";
+import { isOwnOrigin, strangerText } from "../own-host.ts";
+import { ClientGone, guardEnd, paced, sendTexts, type ProgressRule } from "../send.ts";
 import { openApiOperation } from "./openapi.ts";
 import type { Operation, Reply } from "./operation.ts";
 import { Problem, type InputFault } from "./problem.ts";
 
 export interface ApiDeps {
-  /** Who may use it; read whenever it is needed: it can be reloaded. */
-  from: () => Config["admin"]["from"];
+  gate: Gate;
+  names: Names;
+  /** Is told what is denied. */
+  journal: Pick<Journal, "note">;
   /** Whether a Host header is a name of this server. */
   isOwnHost: (host: string | undefined) => boolean;
   progress: ProgressRule;
@@ -32,6 +40,7 @@ const NO_BODY = z.strictObject({});
 /** What the API takes of the server. */
 interface RequestState {
   requester: () => Requester;
+  authenticate: () => Promise<Caller>;
   note: (facts: { handler: string }) => void;
 }
 
@@ -44,7 +53,8 @@ interface Route {
 }
 
 /** @param deps its operations are answered beside the document that describes them. @throws Error where two operations claim one path and method */
-export function apiRoutes({ from, isOwnHost, progress, operations }: ApiDeps): Koa.Middleware {
+export function apiRoutes(deps: ApiDeps): Koa.Middleware {
+  const { isOwnHost, journal, progress, operations } = deps;
   const routes = [...operations, openApiOperation(operations)].map(routeOf);
   return async (ctx, next) => {
     // Not Koa's path: that one throws on a target that is no path.
@@ -53,16 +63,39 @@ export function apiRoutes({ from, isOwnHost, progress, operations }: ApiDeps): K
       await next();
       return;
     }
-    const { requester, note } = ctx.state as RequestState;
+    const { requester, authenticate, note } = ctx.state as RequestState;
     note({ handler: "api" });
+    const caller = await authenticate();
     const by = requester();
-    checkAccess(from(), by.address);
-    // A Unix socket is out of a browser's reach.
-    if (from() === "loopback" && by.address !== "") checkHost(ctx.req.headers.host, isOwnHost);
-    const { route, segments } = find(routes, path, ctx.method);
-    ctx.respond = false;
-    await answer(ctx.req, ctx.res, route, segments, rest.join("?"), by, progress);
+    let wanted: Pick<NewEvent, "action" | "repository"> = { action: "access" };
+    try {
+      checkPage(ctx.req, caller, by, isOwnHost);
+      const { route, segments } = find(routes, path, ctx.method);
+      const params = parse("path", route.params, pathValues(route.segments, segments));
+      wanted = wantedBy(route.operation, params);
+      authorize(route.operation, params, caller, deps);
+      ctx.respond = false;
+      const renew = async (): Promise<Caller> => {
+        const renewed = await authenticate();
+        authorize(route.operation, params, renewed, deps);
+        return renewed;
+      };
+      await answer(ctx.req, ctx.res, { route, params, queryText: rest.join("?"), caller, renew, by, progress });
+    } catch (error) {
+      if (error instanceof RegistryError && error.status === 403) {
+        const detail = `${ctx.method} ${path.slice(0, 200)}: ${error.message.slice(0, 300)}`;
+        journal.note({ ...wanted, outcome: "denied", by, detail });
+      }
+      throw error;
+    }
   };
+}
+
+/** As an event names it. */
+function wantedBy({ allows }: Operation, params: Record<string, unknown>): Pick<NewEvent, "action" | "repository"> {
+  if (typeof allows !== "object") return { action: "access" };
+  const { repository: verb } = allows;
+  return { action: verb === "create" ? "push" : verb, repository: params["repository"] as RepositoryName };
 }
 
 function routeOf(operation: Operation): Route {
@@ -76,20 +109,53 @@ function routeOf(operation: Operation): Route {
   };
 }
 
-function checkAccess(from: Config["admin"]["from"], client: string): void {
-  if (from === "anywhere" || (from === "loopback" && isOnThisMachine(client))) return;
-  throw new Problem(
-    "forbidden",
-    `admin.from is ${from}, and this request comes from ${client || "a socket of this machine"}: set it to anywhere where everybody who reaches this address may look after the registry`,
-  );
+/** A page of a stranger may not use what its reader's browser may: neither for being on this machine, nor with what it knows of passwords. */
+function checkPage(
+  { method, headers }: IncomingMessage,
+  { principal }: Caller,
+  { address }: Requester,
+  isOwnHost: ApiDeps["isOwnHost"],
+): void {
+  const { host, origin } = headers;
+  // A Unix socket is out of a browser's reach.
+  if (principal.kind === "everybody" && isOnThisMachine(address) && address !== "" && !isOwnHost(host)) {
+    throw new Problem(
+      "forbidden",
+      strangerText(host),
+    );
+  }
+  const reads = method === "GET" || method === "HEAD";
+  if (reads || origin === undefined) return;
+  const from = URL.canParse(origin) ? new URL(origin).host : origin;
+  if (from === host || isOwnOrigin(origin, host, isOwnHost)) return;
+  throw new Problem("forbidden", `a web page of ${origin.slice(0, 300)} sends this: only pages of this server may`);
 }
 
-function checkHost(host: string | undefined, isOwnHost: ApiDeps["isOwnHost"]): void {
-  if (isOwnHost(host)) return;
-  throw new Problem(
-    "forbidden",
-    `this server is not known as ${String(host).slice(0, 300)}, and a web page could have let that name lead here: ask for it by its address or as localhost, or make that name its server.publicUrl`,
-  );
+/** @throws Problem unauthorized, forbidden; RegistryError UNAUTHORIZED, DENIED */
+function authorize(
+  { allows }: Operation,
+  params: Record<string, unknown>,
+  caller: Caller,
+  { gate, names }: ApiDeps,
+): void {
+  if (allows === "anyone") return;
+  const { principal, granted } = caller;
+  if (typeof allows === "object") {
+    const repository = params["repository"] as RepositoryName;
+    gate.check(caller, names.stored(repository) ?? { kind: "hosted", repository }, allows.repository);
+    return;
+  }
+  if (!isLoggedIn(principal) || granted) {
+    throw new Problem(
+      "unauthorized",
+      granted
+        ? "a token of the token service is for the registry alone: log in with a name and password, or with a personal token"
+        : "log in with a name and password, or with a personal token: on the daemon's own machine, the command line does",
+    );
+  }
+  if (allows !== "user" && !isAdmin(principal)) {
+    throw new Problem("forbidden", "only administrators may do this");
+  }
 }
 
 function find(routes: readonly Route[], path: string, method: string): { route: Route; segments: string[] } {
@@ -122,19 +188,24 @@ function parameterCount({ segments }: Route): number {
   return segments.filter((segment) => segment.startsWith("{")).length;
 }
 
-async function answer(
-  request: IncomingMessage,
-  response: ServerResponse,
-  route: Route,
-  segments: readonly string[],
-  queryText: string,
-  by: Requester,
-  progress: ProgressRule,
-): Promise<void> {
+interface Asked {
+  route: Route;
+  params: Record<string, unknown>;
+  queryText: string;
+  caller: Caller;
+  /** Who asks, looked up anew. @throws as {@link authorize} */
+  renew: () => Promise<Caller>;
+  by: Requester;
+  progress: ProgressRule;
+}
+
+async function answer(request: IncomingMessage, response: ServerResponse, asked: Asked): Promise<void> {
+  const { route, params, queryText, renew, by, progress } = asked;
   const { operation } = route;
-  const params = parse("path", route.params, pathValues(route.segments, segments));
   const query = parse("query", route.query, queryValues(queryText, route.queryNames));
   const body = operation.method === "GET" ? {} : await readInput(request, operation, progress);
+  // A body may take half an hour: meanwhile, who sends it may have lost its rights.
+  const caller = operation.method === "GET" ? asked.caller : await renew();
   const ifMatch = tagsOf(request.headers["if-match"]);
   const gone = new AbortController();
   response.once("close", () => gone.abort());
@@ -146,8 +217,10 @@ async function answer(
     ifMatch,
     signal: gone.signal,
     by,
+    caller,
   });
-  if ("events" in reply) return tellEvents(response, reply.events, gone.signal);
+  if ("events" in reply) return tellEvents(response, reply.events, gone.signal, progress);
+  if ("texts" in reply) return answerTexts(request, response, reply, progress);
   write(request, response, reply);
   guardEnd(response, progress);
 }
@@ -233,7 +306,11 @@ function checkMatch(wanted: readonly string[] | "any" | undefined, etag: string 
   );
 }
 
-function write(request: IncomingMessage, response: ServerResponse, reply: Exclude<Reply, { events: unknown }>): void {
+function write(
+  request: IncomingMessage,
+  response: ServerResponse,
+  reply: Exclude<Reply, { events: unknown } | { texts: unknown }>,
+): void {
   const { status, body, etag, location } = reply;
   const headers = {
     "x-content-type-options": "nosniff",
@@ -254,25 +331,47 @@ function write(request: IncomingMessage, response: ServerResponse, reply: Exclud
   response.end(request.method === "HEAD" ? undefined : bytes);
 }
 
+/** What the texts throw before the first of them is answered as a problem. */
+async function answerTexts(
+  request: IncomingMessage,
+  response: ServerResponse,
+  { status, contentType, fileName, texts }: Extract<Reply, { texts: unknown }>,
+  progress: ProgressRule,
+): Promise<void> {
+  const begin = (): void => {
+    response.writeHead(status, {
+      "content-type": contentType,
+      "content-disposition": `attachment; filename="${fileName}"`,
+      "cache-control": "no-store",
+      "x-content-type-options": "nosniff",
+    });
+  };
+  if (request.method !== "HEAD") await sendTexts(response, begin, texts, progress);
+  if (!response.headersSent) begin();
+  response.end();
+}
+
 /**
  * Answers with what the work tells, one JSON object a line.
- * @param work is told by the signal that the client has left; what it throws before its first event is answered as a problem
+ * @param work is told by the signal that the client has left, also one that takes nothing: it is cut; what it throws before its first event is answered as a problem
  */
 async function tellEvents(
   response: ServerResponse,
   work: Extract<Reply, { events: unknown }>["events"],
   gone: AbortSignal,
+  progress: ProgressRule,
 ): Promise<void> {
+  const hand = paced(response, progress);
   const begin = (): void => {
     response.writeHead(200, { "content-type": "application/x-ndjson", "x-content-type-options": "nosniff" });
   };
   const working = work(async (event) => {
     if (response.destroyed) return;
     if (!response.headersSent) begin();
-    if (!response.write(`${JSON.stringify(event)}\n`))
-      await once(response, "drain", { signal: gone }).catch(() => undefined);
+    await hand(Buffer.from(`${JSON.stringify(event)}\n`));
   }, gone);
   if (!response.headersSent) begin();
   await working;
+  if (gone.aborted) throw new ClientGone("the client closed the connection");
   response.end();
 }

@@ -41,12 +41,16 @@ export interface AuthenticatorDeps {
 /** Tries that wait for the outcome of others from the same address, or on the same account. */
 const MOST_WAITING = 256;
 const BUSY_SECONDS = 5;
+/** So long what was wrong is wrong without another look, unless anything has changed meanwhile. */
+const REFUSED_MS: Milliseconds = 60_000;
 
 type Method = "password" | "secret" | "operator" | "token" | "certificate" | "other";
 
 export class Authenticator {
   readonly #deps: AuthenticatorDeps;
   readonly #proofs: Proofs;
+  /** What was wrong lately. */
+  readonly #refusals: Proofs;
   /** Passwords that are being checked. */
   readonly #checks = new Map<string, Promise<Caller | undefined>>();
   readonly #waiting: (() => void)[] = [];
@@ -55,6 +59,7 @@ export class Authenticator {
   constructor(deps: AuthenticatorDeps) {
     this.#deps = deps;
     this.#proofs = new Proofs(deps.clock);
+    this.#refusals = new Proofs(deps.clock);
     const changed = (): void => void (this.#generation += 1);
     deps.accounts.onChange(changed);
     deps.htpasswd?.onChange(changed);
@@ -129,6 +134,11 @@ export class Authenticator {
     presented: Extract<Presented, { kind: "password" }>,
     by: Requester,
   ): Promise<Caller> {
+    // Once more is no new guess: a host that sends its password for another registry with each pull must not spend its neighbours' tries.
+    if (this.#refusals.get(name)?.generation === this.#generation) {
+      this.#count("password", "wrong");
+      throw wrongPassword();
+    }
     const attempt = await this.#attempt(name, presented.user, by);
     if ("principal" in attempt) return attempt;
     let caller: Caller | undefined;
@@ -196,6 +206,8 @@ export class Authenticator {
     const hash = inFile ?? (found?.disabled ? undefined : found?.passwordHash);
     const isRight = await passwords.matches(password, hash, isKnown);
     if (!isRight || hash === undefined) {
+      const untilMs = this.#deps.clock.now() + REFUSED_MS;
+      this.#refusals.set(name, { renew: undefined, caller: ANONYMOUS, generation }, untilMs);
       this.#note("denied", subjectOf(user), denialOf(hash, found), by);
       return undefined;
     }

@@ -452,6 +452,18 @@ test("attack: 200 wrong passwords a second cost the few bcrypts that the brakes 
   assert.equal(await door.outcome(ALICE, "203.0.113.5"), "user alice");
 });
 
+test("the same wrong password again is no new guess: it costs no bcrypt and no try, until anything has changed", async () => {
+  await using door = await makeDoor({ brakes: { failures: 3, interval: 60_000 } });
+  const hub = basic("docker-hub-name", "docker-hub-password");
+  for (let i = 0; i < 50; i++) assert.equal(await door.outcome(hub), "UNAUTHORIZED");
+  assert.equal(door.passwords.compared, 1);
+  assert.equal(await door.outcome(basic("alice", "wrong")), "UNAUTHORIZED");
+  assert.equal(await door.outcome(basic("alice", "correct horse")), "user alice", "there are tries left");
+  const passwordHash = hashSync("wrong", 4);
+  await door.accounts.changeUser("alice", { passwordHash }, ADMIN);
+  assert.equal(await door.outcome(basic("alice", "wrong")), "user alice");
+});
+
 test("attack: 200 wrong passwords a second on many names from one address", async () => {
   await using door = await makeDoor({ brakes: { failures: 5, interval: 60_000 } });
   const attack = await Promise.all(

@@ -157,7 +157,8 @@ export async function openStorage(
   stack: AsyncDisposableStack,
 ): Promise<{ db: Database; blobs: BlobStore }> {
   try {
-    await mkdir(root, { recursive: true });
+    // What is private in the registry is private on the disk.
+    await mkdir(root, { recursive: true, mode: 0o700 });
     const blobs = await FileBlobStore.open(root);
     stack.defer(lockStorage(root));
     return { db: stack.use(await openSqlite(join(root, "entrepot.db"))), blobs };

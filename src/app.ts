@@ -10,6 +10,7 @@ import { printConfigJson } from "./config/print.ts";
 import { planReload, type Reload } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
 import type { Caller } from "./access/principal.ts";
+import { createRules } from "./access/create-rules.ts";
 import { sightOf } from "./access/sight.ts";
 import { Journal } from "./events/journal.ts";
 import { Webhooks } from "./events/webhooks.ts";
@@ -191,7 +192,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     names.host(namespace);
     await spaces.hosted(namespace);
   };
-  const gate = new Gate({ names, spaces, create: () => running.access.create });
+  const gate = new Gate({ names, spaces, create: () => createRules(running) });
   const visible = (caller: Caller, last: string, limit: number): ReturnType<typeof visibleRepositories> =>
     visibleRepositories(db, last, limit, sightOf(caller, spaces));
   const stored = new StoredBlobs({ catalog, blobs, memory, clock, ledger: evictor, onFault });
@@ -351,7 +352,7 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
       ...grantOperations({ ...access, upstreams: () => running.upstreams }),
       ...robotOperations({ ...access, clock }),
       ...tokenOperations({ ...access, clock }),
-      ...namespaceOperations({ ...access, names, namespaces, quotas, create: () => running.access.create }),
+      ...namespaceOperations({ ...access, names, namespaces, quotas, create: () => createRules(running) }),
     ],
   });
   const search = searchRoutes({ registry, visible });

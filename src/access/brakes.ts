@@ -88,7 +88,11 @@ export class Brakes {
       return { kind: "spent", retryAfterMs: untilMs - nowMs, isFirst };
     }
     if (tracks.some((track) => track.wrong + track.trying >= failures)) return { kind: "wait" };
-    for (const track of tracks) track.trying += 1;
+    // Only now: what is refused costs its sender nothing, and would push out of memory what was counted.
+    for (const [i, track] of tracks.entries()) {
+      setBounded(this.#tracks, keys[i] ?? "", track);
+      track.trying += 1;
+    }
     const end: Attempt["end"] = (outcome, atMs) => {
       for (const track of tracks) {
         track.trying -= 1;
@@ -103,16 +107,9 @@ export class Brakes {
 
   #track(key: string, nowMs: Milliseconds, interval: Milliseconds): Track {
     const found = this.#tracks.get(key);
-    if (found) {
-      if (!isWithin(found.fromMs, nowMs, interval)) {
-        startAnew(found, nowMs);
-        setBounded(this.#tracks, key, found);
-      }
-      return found;
-    }
-    const track: Track = { fromMs: nowMs, wrong: 0, trying: 0, told: false };
-    setBounded(this.#tracks, key, track);
-    return track;
+    if (!found) return { fromMs: nowMs, wrong: 0, trying: 0, told: false };
+    if (!isWithin(found.fromMs, nowMs, interval)) startAnew(found, nowMs);
+    return found;
   }
 
   #isKnown(pair: string, nowMs: Milliseconds): boolean {

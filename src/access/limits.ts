@@ -7,6 +7,8 @@ import { VERBS, type Limit } from "./principal.ts";
 
 const MAX_LIMITS = 20;
 const MAX_GLOBS = 50;
+/** Of all limits together: every request is held against all of them. */
+const MAX_GLOBS_IN_ALL = 100;
 
 const glob = z
   .string()
@@ -28,7 +30,14 @@ const limit = z
   .meta({ id: "Limit", description: "Repositories, and what may be done to them." });
 
 /** What is left of somebody's rights: the union of these. */
-export const limitsSchema = z.array(limit).min(1).max(MAX_LIMITS);
+export const limitsSchema = z
+  .array(limit)
+  .min(1)
+  .max(MAX_LIMITS)
+  .refine(
+    (limits) => limits.reduce((sum, { repositories }) => sum + repositories.length, 0) <= MAX_GLOBS_IN_ALL,
+    `has more than ${MAX_GLOBS_IN_ALL} globs in all: take wider ones, or several robots or tokens`,
+  );
 
 /** All that may be done to repositories. What has a limit may not administrate, so that is still less than everything. */
 export const WITHOUT_LIMITS: readonly Limit[] = [{ repositories: ["**"], verbs: VERBS }];

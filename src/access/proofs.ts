@@ -44,6 +44,8 @@ export class Proofs {
   readonly #clock: Pick<Clock, "now">;
   readonly #key = createSecretKey(randomBytes(32));
   readonly #kept = new Map<string, Kept>();
+  /** Those of tokens: anybody may have as many tokens of nobody as they like, and would push everybody's passwords out. */
+  readonly #tokens = new Map<string, Kept>();
 
   constructor(clock: Pick<Clock, "now">) {
     this.#clock = clock;
@@ -66,25 +68,33 @@ export class Proofs {
   }
 
   /** A clock that was set back ends it, too. */
-  get({ key, token }: ProofName): Proof | undefined {
-    const kept = this.#kept.get(key);
+  get(name: ProofName): Proof | undefined {
+    const { key, token } = name;
+    const all = this.#of(name);
+    const kept = all.get(key);
     if (!kept || kept.token !== token) return undefined;
     const nowMs = this.#clock.now();
     if (nowMs >= kept.fromMs && nowMs < kept.untilMs) return kept.proof;
-    this.#kept.delete(key);
+    all.delete(key);
     return undefined;
   }
 
   /** @param untilMs it ends then, if that is sooner than it would by itself */
-  set({ key, token }: ProofName, proof: Proof, untilMs = Infinity): void {
+  set(name: ProofName, proof: Proof, untilMs = Infinity): void {
+    const { key, token } = name;
+    const all = this.#of(name);
     const fromMs = this.#clock.now();
-    this.#kept.delete(key);
-    this.#kept.set(key, { proof, token, fromMs, untilMs: Math.min(untilMs, fromMs + REMEMBER_MS) });
-    const [oldest] = this.#kept.keys();
-    if (this.#kept.size > CAPACITY && oldest !== undefined) this.#kept.delete(oldest);
+    all.delete(key);
+    all.set(key, { proof, token, fromMs, untilMs: Math.min(untilMs, fromMs + REMEMBER_MS) });
+    const [oldest] = all.keys();
+    if (all.size > CAPACITY && oldest !== undefined) all.delete(oldest);
   }
 
-  delete({ key }: ProofName): void {
-    this.#kept.delete(key);
+  delete(name: ProofName): void {
+    this.#of(name).delete(name.key);
+  }
+
+  #of({ token }: ProofName): Map<string, Kept> {
+    return token === undefined ? this.#kept : this.#tokens;
   }
 }

@@ -69,9 +69,22 @@ export function remotePlace(server: string, env: NodeJS.ProcessEnv): Place {
   return { address: server, login: remoteLogin(env) };
 }
 
-/** Where the daemon of this machine is. @throws UsageError where the configuration does not tell */
+/**
+ * Where the daemon of this machine is.
+ * @throws UsageError where the configuration does not tell; NoDaemon where none runs: whoever else listens there is not told the secret
+ */
 export async function localPlace({ server, storage }: Config, env: NodeJS.ProcessEnv): Promise<Place> {
-  return { ...localAddress(server), login: await localLogin(resolve(storage.root), env) };
+  const [root, place] = [resolve(storage.root), localAddress(server)];
+  const { isUnused } = await import("../db/lock.ts");
+  if (isUnused(root)) throw noDaemon(place.address, `none has ${root} in use`);
+  return { ...place, login: await localLogin(root, env) };
+}
+
+function noDaemon(address: string, reason: string, options?: ErrorOptions): NoDaemon {
+  return new NoDaemon(
+    `no daemon answers at ${address} (${reason}): start it with "entrepot serve", or name another with --server`,
+    options,
+  );
 }
 
 /** The running daemon, as commands talk to it. */
@@ -120,10 +133,7 @@ export class Daemon implements AsyncDisposable {
       });
       return { status: answer.statusCode, body: answer.body };
     } catch (cause) {
-      throw new NoDaemon(
-        `no daemon answers at ${this.address} (${reasonOf(cause)}): start it with "entrepot serve", or name another with --server`,
-        { cause },
-      );
+      throw noDaemon(this.address, reasonOf(cause), { cause });
     }
   }
 

@@ -1,5 +1,8 @@
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import Sqlite from "better-sqlite3";
+
+const FILE = "lock.db";
 
 /**
  * Takes the storage for this process alone, by a lock that the operating system drops however the process ends.
@@ -7,7 +10,7 @@ import Sqlite from "better-sqlite3";
  * @throws Error where another process has it
  */
 export function lockStorage(root: string): () => void {
-  const db = new Sqlite(join(root, "lock.db"), { timeout: 0 });
+  const db = new Sqlite(join(root, FILE), { timeout: 0 });
   try {
     db.pragma("locking_mode = EXCLUSIVE");
     db.exec("BEGIN EXCLUSIVE");
@@ -17,4 +20,15 @@ export function lockStorage(root: string): () => void {
     throw new Error(`${root} is in use by another entrepot: stop it, or give this one another storage.root`, { cause });
   }
   return () => db.close();
+}
+
+/** Whether it is certain that no process has the storage, which one had before: to tell, it is taken for a moment. */
+export function isUnused(root: string): boolean {
+  if (!existsSync(join(root, FILE))) return false;
+  try {
+    lockStorage(root)();
+    return true;
+  } catch {
+    return false;
+  }
 }

@@ -80,22 +80,20 @@ export class V2 {
     }
     const { registry, gate } = this.#deps;
     const located = registry.locate(route.name, ns);
+    const isSought = method === "HEAD" && (route.kind === "manifest" || route.kind === "blob");
     try {
       gate.check(exchange.caller, located, "pull");
     } catch (error) {
+      // What an upstream may have under the name of a user's own namespace is nothing to its first push.
+      if (isSought && this.#mayBegin(exchange, route, ns, undefined)) throw notYet(route, error as Error);
       this.#refused(exchange, pulledBy(route, ns), error);
       throw error;
     }
     try {
       await this.#pull(exchange, route, located);
     } catch (error) {
-      const sought = method === "HEAD" && (route.kind === "manifest" || route.kind === "blob");
-      if (!sought || !this.#mayBegin(exchange, route, ns, error)) throw error;
-      throw new RegistryError(
-        route.kind === "blob" ? "BLOB_UNKNOWN" : "MANIFEST_UNKNOWN",
-        `${route.name} is not hosted here yet, and not known to strangers elsewhere: ${(error as Error).message}`,
-        { cause: error },
-      );
+      if (!isSought || !this.#mayBegin(exchange, route, ns, error as Error)) throw error;
+      throw notYet(route, error as Error);
     }
     guardEnd(exchange.response, this.#deps.progress);
     return true;
@@ -126,7 +124,12 @@ export class V2 {
     if (!asked) this.#deps.registry.refused(wanted, error, exchange.requester());
   }
 
-  #mayBegin(exchange: Exchange, { name }: { name: RepositoryName }, ns: string | undefined, error: unknown): boolean {
+  #mayBegin(
+    exchange: Exchange,
+    { name }: { name: RepositoryName },
+    ns: string | undefined,
+    error: Error | undefined,
+  ): boolean {
     const { registry, gate } = this.#deps;
     const located = registry.mayBeginWith(name, ns, error);
     return located !== undefined && gate.rights(exchange.caller, located).has("create");
@@ -305,6 +308,15 @@ export class V2 {
     exchange.note({ bytes });
     if (upstream !== undefined) this.#deps.metrics.cacheServedBytes.inc({ upstream, source }, bytes);
   }
+}
+
+/** @param cause why a look-up at the default upstream is of no use */
+function notYet({ kind, name }: { kind: string; name: RepositoryName }, cause: Error): RegistryError {
+  return new RegistryError(
+    kind === "blob" ? "BLOB_UNKNOWN" : "MANIFEST_UNKNOWN",
+    `${name} is not hosted here yet, and not known to strangers elsewhere: ${cause.message}`,
+    { cause },
+  );
 }
 
 /** What a request would have pulled. */

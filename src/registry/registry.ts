@@ -59,11 +59,10 @@ export class Registry {
   /**
    * Where a client that looked for content before its first push to a namespace begins; undefined: it is another error. Docker Hub answers 401 for what it does not
    * have, and most clients would give up on anything but 404.
-   * @param error how the look-up at the default upstream failed
+   * @param error how the look-up at the default upstream failed; undefined: the client may not have it looked up
    */
-  mayBeginWith(name: RepositoryName, ns: string | undefined, error: unknown): Hosted | undefined {
-    const { cause } = error as Error;
-    if (!(cause instanceof RemoteError) || cause.fault !== "unauthorized") return undefined;
+  mayBeginWith(name: RepositoryName, ns: string | undefined, error: Error | undefined): Hosted | undefined {
+    if (error && !(error.cause instanceof RemoteError && error.cause.fault === "unauthorized")) return undefined;
     const located = this.#names.locateForPush(name, ns);
     return located.kind === "hosted" && located.claims !== undefined ? located : undefined;
   }

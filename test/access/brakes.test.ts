@@ -146,3 +146,11 @@ test("whatever is tried in whatever order, no more wrong tries than the limits a
     }),
   );
 });
+
+test("what is refused anyway does not push what was counted out of memory", () => {
+  const brakes = newBrakes();
+  for (let i = 0; i < LIMITS.failures; i++) assert.equal(tryOnce(brakes, "wrong", { account: "root" }), "go");
+  for (let i = 0; i <= CAPACITY; i++) assert.equal(tryOnce(brakes, "wrong", { account: `made-up-${i}` }), "spent");
+  assert.equal(tryOnce(brakes, "wrong", { account: "root" }), "spent");
+  assert.equal(tryOnce(brakes, "wrong", { account: "root", address: "192.0.2.2" }), "spent");
+});

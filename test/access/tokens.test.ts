@@ -146,6 +146,7 @@ test("a token says who asked and what for, and is proven by our keys", async () 
       ["docker.io/library/alpine", new Set(["pull"])],
       ["team/app", new Set(["pull", "create", "push"])],
     ]),
+    catalog: true,
     expiresAtMs: stage.nowMs + LIFE_MS,
   });
 });

@@ -134,3 +134,13 @@ test("what can be no token is refused before it is sent", async () => {
   assert.equal(remoteLogin({ ENTREPOT_TOKEN: " " }).authorization, undefined);
   assert.equal((await localLogin("/nonexistent", {})).authorization, undefined);
 });
+
+test("who listens where the daemon would, while it does not run, is told no secret", async () => {
+  await using registry = await startRegistry(CLOSED);
+  await registry.stop();
+  await using listener = await startListener();
+  await using config = await configOf({ ...registry, url: listener.url });
+  await assert.rejects(run(runStatus, ["--config", config.file]), /no daemon answers .* has .* in use/);
+  await run(runGc, ["--dry-run", "--config", config.file]);
+  assert.deepEqual(listener.heard, []);
+});

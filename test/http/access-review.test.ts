@@ -179,3 +179,29 @@ test("a digest of private content asked for through what is public of an upstrea
     for (const path of [`blobs/${layer.digest}`, `manifests/${image.digest}`, `manifests/1?ns=alice`])
       assert.equal((await registry.send(method, `/v2/library/known/${path}`)).status, 404, `${method} ${path}`);
 });
+
+test("who signs up takes no name by which others pull from the default upstream", async () => {
+  await using upstream = await startUpstream();
+  const config = { access: { open: false, signUp: true, create: { teams: "users" } } };
+  for (const upstreams of [{ "docker.io": upstream }, { "hub.example": upstream }]) {
+    const isMirror = "docker.io" in upstreams;
+    await using registry = await startRegistry({ upstreams, config });
+    const admin = await adminApi(registry);
+    await admin("POST", "/users", { name: "root", password: passwordOf("root") });
+    const json = { "content-type": "application/json" };
+    const login = JSON.stringify({ name: "grafana", password: passwordOf("grafana") });
+    assert.equal((await registry.send("POST", "/api/v1/sign-up", json, login)).status, 201);
+    const post = async (path: string, body: object): Promise<number> =>
+      (await registry.send("POST", path, { ...json, ...basic("grafana") }, JSON.stringify(body))).status;
+    const made = isMirror ? 403 : 201;
+    const push = `/v2/grafana/grafana/blobs/uploads/?digest=${digestOf(EMPTY)}`;
+    assert.equal((await registry.send("POST", push, basic("grafana"), EMPTY)).status, made);
+    assert.equal(await post("/api/v1/teams", { name: "crew" }), 201);
+    assert.equal(await post("/api/v1/namespaces", { name: "bitnami", owner: { kind: "team", name: "crew" } }), made);
+    if (!isMirror) continue;
+    const own = { kind: "personal", name: "grafana" };
+    assert.equal(await post("/api/v1/namespaces", { name: "grafana", owner: own }), 403);
+    await admin("POST", "/namespaces", { name: "grafana", owner: own });
+    assert.equal((await registry.send("POST", push, basic("grafana"), EMPTY)).status, 201);
+  }
+});

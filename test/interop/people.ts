@@ -27,7 +27,7 @@ export interface Settled extends AsyncDisposable {
   /** What both tags name. */
   readonly image: Sample;
   /** Runs `entrepot ARGS…` on the daemon's machine. @returns its standard output, trimmed */
-  command(...args: string[]): Promise<string>;
+  command: (...args: string[]) => Promise<string>;
   /** What an administrator finds under a name. */
   digestOf(name: string): Promise<Digest>;
   /** The tags of the private repository, as an administrator sees them. */
@@ -44,16 +44,16 @@ export async function startSettled(
 ): Promise<Settled> {
   await using stack = new AsyncDisposableStack();
   const entrepot = stack.use(await startEntrepot(folder, { upstreams, access: { open: false } }));
-  const entrepotCommand = async (input: string, ...args: string[]): Promise<string> => {
+  const commandWith = async (input: string, ...args: string[]): Promise<string> => {
     const main = join(import.meta.dirname, "../../src/main.ts");
     const at = ["--config", join(folder, "entrepot.yaml")];
     // The port was chosen as the daemon started.
     const env = { ENTREPOT_SERVER__LISTEN: entrepot.host };
     return (await run({ path: process.execPath }, [main, ...args, ...at], { env, input })).trim();
   };
-  const command: Settled["command"] = (...args) => entrepotCommand("", ...args);
+  const command: Settled["command"] = (...args) => commandWith("", ...args);
   const addUser = (name: string): Promise<string> =>
-    entrepotCommand(`${passwordOf(name)}\n`, "user", "add", name, "--password-stdin");
+    commandWith(`${passwordOf(name)}\n`, "user", "add", name, "--password-stdin");
   // The first of all is an administrator.
   await addUser("root");
   await Promise.all(PEOPLE.map(({ name }) => addUser(name)));
@@ -69,8 +69,8 @@ export async function startSettled(
   const hidden = `${entrepot.host}/hold/app`;
   const shown = `${entrepot.host}/deck/app`;
   for (const repository of [hidden, shown]) await copyIn(sample.source, `${repository}:v1`, ["--dest-creds", asRoot]);
-  const read = (...args: string[]): Promise<string> =>
-    run("skopeo", [...args.slice(0, -1), "--tls-verify=false", "--creds", asRoot, `docker://${args.at(-1)}`]);
+  const read = (name: string, ...verb: string[]): Promise<string> =>
+    run("skopeo", [...verb, "--tls-verify=false", "--creds", asRoot, `docker://${name}`]);
   const owned = stack.move();
   return {
     entrepot,
@@ -78,8 +78,8 @@ export async function startSettled(
     shown,
     image: sample,
     command,
-    digestOf: async (name) => digestOf(Buffer.from(await read("inspect", "--raw", name))),
-    tags: async () => (JSON.parse(await read("list-tags", hidden)) as { Tags: string[] }).Tags,
+    digestOf: async (name) => digestOf(Buffer.from(await read(name, "inspect", "--raw"))),
+    tags: async () => (JSON.parse(await read(hidden, "list-tags")) as { Tags: string[] }).Tags,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }

@@ -119,10 +119,7 @@ function checkPage(
   const { host, origin } = headers;
   // A Unix socket is out of a browser's reach.
   if (principal.kind === "everybody" && isOnThisMachine(address) && address !== "" && !isOwnHost(host)) {
-    throw new Problem(
-      "forbidden",
-      strangerText(host),
-    );
+    throw new Problem("forbidden", strangerText(host));
   }
   const reads = method === "GET" || method === "HEAD";
   if (reads || origin === undefined) return;

@@ -18,6 +18,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
     summary: "bring images into the running daemon's cache",
     load: async () => (await import("./cli/warm.ts")).runWarm,
   },
+  copy: {
+    summary: "copy images from one registry to another",
+    load: async () => (await import("./cli/copy.ts")).runCopy,
+  },
   export: {
     summary: "write images into a file, to be carried elsewhere",
     load: async () => (await import("./cli/export.ts")).runExport,
@@ -85,6 +89,10 @@ const COMMANDS: Record<string, { summary: string; load: () => Promise<Command> }
   token: {
     summary: "look after what users log in with in place of their password",
     load: async () => (await import("./cli/token.ts")).runToken,
+  },
+  replicate: {
+    summary: "copy what the rules of replication name, or tell what they would",
+    load: async () => (await import("./cli/replicate.ts")).runReplicate,
   },
   jobs: {
     summary: "show, cancel and retry work that survives a restart",

@@ -34,6 +34,7 @@ export function planReload(running: Config, next: Config): Reload {
     },
     events: next.events,
     retention: next.retention,
+    replication: next.replication,
   };
   return { config, changed: differences(running, config), needRestart: differences(config, next) };
 }

@@ -10,16 +10,18 @@ import { SELF, replicationFaults } from "./replication-checks.ts";
 
 const { connections: _, ...address } = endpoint;
 
-const registry = z.strictObject({
-  ...address,
-  concurrency: whole(8, 1, 256, "Requests to this registry at a time."),
-  quota: section(
-    {
-      keep: whole(0, 0, Number.MAX_SAFE_INTEGER, "Pulls of its rate limit that copies leave to others."),
-    },
-    "A budget for registries that limit pulls, as Docker Hub does.",
-  ),
-});
+const registry = z
+  .strictObject({
+    ...address,
+    concurrency: whole(8, 1, 256, "Requests to this registry at a time."),
+    quota: section(
+      {
+        keep: whole(0, 0, Number.MAX_SAFE_INTEGER, "Pulls of its rate limit that copies leave to others."),
+      },
+      "A budget for registries that limit pulls, as Docker Hub does.",
+    ),
+  })
+  .describe("A registry that rules copy from or to.");
 
 const repositories = matching(
   (text) => readRepositories([text]) !== undefined,

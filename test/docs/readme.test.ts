@@ -65,7 +65,9 @@ test("the README's table has every key of the configuration, with its default, u
   const rows = keysOf(configJsonSchema()).map(rowOf);
   assert.ok(rows.length > 40, "the schema was not read");
   const written = README.split("\n").filter((line) =>
-    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub|access|events|webhooks|retention)[.[`]/.test(line),
+    /^\| `(?:server|log|storage|upstreams|hosted|gc|scrub|access|events|webhooks|retention|replication)[.[`]/.test(
+      line,
+    ),
   );
   assert.deepEqual(written, rows);
 });
@@ -111,7 +113,10 @@ test("every configuration in the documents is one that the daemon takes", () => 
   let examples = 0;
   for (const path of DOCUMENTS) {
     for (const [, text = ""] of readDocument(path).matchAll(/^```yaml\n(.*?)^```/gms)) {
-      if (!/^(?:server|log|storage|upstreams|hosted|gc|scrub|access|events|webhooks|retention):/m.test(text)) continue;
+      if (
+        !/^(?:server|log|storage|upstreams|hosted|gc|scrub|access|events|webhooks|retention|replication):/m.test(text)
+      )
+        continue;
       examples += 1;
       assert.deepEqual(faultsOf(text), [], `${path}:\n${text}`);
     }

@@ -1,0 +1,407 @@
+/**
+ * Copies images from one registry to another: manifests byte for byte, everything below them, and what refers to them.
+ *
+ * Order, so that nobody sees half an image: blobs, children, the root by its digest, what refers to each of them, and the tag last.
+ *
+ * Invariants
+ * - A tag moves only when all that it leads to has been stored, or was said by the target to be there.
+ * - Within a `Copier`, whatever several images share is asked for and sent once, however many want it at the same time.
+ * - What the target turns out not to have is forgotten, sent again, once.
+ *
+ * On failure an image ends with its cause; what has arrived stays, is found by the next try, and is not sent again. Other images go on.
+ */
+import PQueue from "p-queue";
+import type { Bytes, Clock } from "../base/clock.ts";
+import { digestOf, type Digest } from "../oci/digest.ts";
+import { isManifestType, ownBlobs, type Descriptor } from "../oci/manifest.ts";
+import { isTag, referrersTag, type Reference, type Tag } from "../oci/reference.ts";
+import { RemoteError } from "../remote/remote-error.ts";
+import type { Target, UploadSession } from "../remote/target.ts";
+import { Attachments } from "./copy-attached.ts";
+import { pauseAfter, sendBlob, type UploadMemory } from "./copy-blob.ts";
+import { CopyError } from "./copy-error.ts";
+import {
+  allOf,
+  type CopyOptions,
+  type CopyProgress,
+  type CopyRequest,
+  type CopyResult,
+  type CopySource,
+  type Job,
+  type Node,
+} from "./copy-job.ts";
+import { KnownBlobs } from "./copy-known.ts";
+import { addReferrer, chooseChildren, proveManifest, type Pointer, type ProvenManifest } from "./copy-manifests.ts";
+
+export interface CopierParts {
+  source: CopySource;
+  target: Target;
+  clock: Clock;
+  options: CopyOptions;
+  known?: KnownBlobs;
+  uploads?: UploadMemory;
+}
+
+/** For one run: what it has learnt of both registries is true for a while only. */
+export class Copier {
+  readonly #source: CopySource;
+  readonly #target: Target;
+  readonly #clock: Clock;
+  readonly #options: CopyOptions;
+  readonly #known: KnownBlobs;
+  readonly #uploads: UploadMemory;
+  readonly #attachments: Attachments;
+  readonly #tags: PQueue;
+  readonly #images: PQueue;
+  readonly #blobs: PQueue;
+  /** By repository and digest. A failed one is forgotten: the next image may fare better. */
+  readonly #contents = new Map<string, Promise<Node>>();
+  readonly #arriving = new Map<string, Promise<void>>();
+  /** By digest: who wants it elsewhere waits, and mounts it. */
+  readonly #onTheWay = new Map<Digest, Promise<void>>();
+  /** Merges into one fallback tag come one after the other. */
+  readonly #merges = new Map<string, Promise<unknown>>();
+
+  constructor({ source, target, clock, options, known = new KnownBlobs(), uploads = new Map() }: CopierParts) {
+    this.#source = source;
+    this.#target = target;
+    this.#clock = clock;
+    this.#options = options;
+    this.#known = known;
+    this.#uploads = uploads;
+    const { concurrency } = options;
+    this.#tags = new PQueue({ concurrency });
+    this.#images = new PQueue({ concurrency });
+    this.#blobs = new PQueue({ concurrency });
+    this.#attachments = new Attachments({
+      source,
+      again: (work, signal) => this.#again(work, signal),
+      copy: (job, pointer, found) => this.#content(job, pointer, false, found),
+      tag: (job, tag, found) => this.#moveTag(job, tag, found, undefined),
+    });
+  }
+
+  /**
+   * Copies an image.
+   * @param tell called often while bytes flow
+   * @throws CopyError, RemoteError, RegistryError MANIFEST_INVALID, the signal's reason
+   */
+  async copy(
+    request: CopyRequest,
+    signal: AbortSignal,
+    tell: (progress: CopyProgress) => void = () => {},
+  ): Promise<CopyResult> {
+    return await this.#tags.add(() => this.#copy(request, signal, tell));
+  }
+
+  async #copy({ from, to, digest }: CopyRequest, signal: AbortSignal, tell: Job["tell"]): Promise<CopyResult> {
+    const { attached, existing } = this.#options;
+    const [wanted, present] = await allOf([
+      digest ?? this.#resolve(from, signal),
+      this.#digestAt(to.repository, to.reference, signal),
+    ]);
+    const none = { totalBytes: 0, doneBytes: 0, sentBytes: 0, mountedBytes: 0, presentBytes: 0 };
+    const result: CopyResult = { outcome: "unchanged", digest: wanted, ...none, tagsMoved: [], notes: [] };
+    if (present === wanted && attached !== "always") return result;
+    const job: Job = { from: from.repository, to: to.repository, result, tell, signal };
+    if (present !== undefined && present !== wanted && existing !== "replace") {
+      this.#refuseMove(to.reference, present, wanted, job);
+      return { ...result, outcome: "kept" };
+    }
+    const found = await this.#fetch(job, { digest: wanted });
+    const root = await this.#content(job, { digest: wanted }, true, found);
+    if (attached !== "never") await this.#attachments.copyAll(job, [root]);
+    const moved =
+      present === wanted || !isTag(to.reference) || (await this.#moveTag(job, to.reference, found, present));
+    if (!moved) return { ...result, outcome: "kept" };
+    const changed = present !== wanted || result.sentBytes > 0 || result.tagsMoved.length > 0;
+    return changed ? { ...result, outcome: "copied" } : result;
+  }
+
+  /** @throws CopyError missing */
+  async #resolve({ repository, reference }: CopyRequest["from"], signal: AbortSignal): Promise<Digest> {
+    if (!isTag(reference)) return reference;
+    const head = await this.#again(() => this.#source.headManifest(repository, reference, { signal }), signal);
+    if (typeof head === "object" && head.digest !== undefined) return head.digest;
+    // Some registries do not tell the digest.
+    const got = head && (await this.#again(() => this.#source.getManifest(repository, reference, { signal }), signal));
+    if (!got) throw new CopyError("missing", `${this.#source.name}/${repository}:${reference} does not exist`);
+    return digestOf(got.bytes);
+  }
+
+  async #digestAt(repository: string, reference: Reference, signal: AbortSignal): Promise<Digest | undefined> {
+    const head = await this.#again(() => this.#target.headManifest(repository, reference, { signal }), signal);
+    if (typeof head !== "object") return undefined;
+    if (head.digest !== undefined) return head.digest;
+    const got = await this.#again(() => this.#target.getManifest(repository, reference, { signal }), signal);
+    return got && digestOf(got.bytes);
+  }
+
+  // ---- manifests ----
+
+  async #fetch({ from, signal }: Job, pointer: Pointer): Promise<ProvenManifest> {
+    const { digest } = pointer;
+    const where = `${this.#source.name}/${from}`;
+    const got = await this.#again(() => this.#source.getManifest(from, digest, { signal }), signal);
+    if (!got) throw new CopyError("missing", `${where}@${digest} does not exist`);
+    return proveManifest(where, pointer, got);
+  }
+
+  /** Has a manifest and all below it at the target. @param narrowed whether platforms are chosen among its children */
+  #content(job: Job, pointer: Pointer, narrowed: boolean, found?: ProvenManifest): Promise<Node> {
+    const key = `${job.to} ${narrowed} ${pointer.digest}`;
+    const known = this.#contents.get(key);
+    if (known) return known;
+    const work = this.#copyContent(job, pointer, narrowed, { found, doubted: false });
+    this.#contents.set(key, work);
+    work.catch(() => this.#contents.delete(key));
+    return work;
+  }
+
+  /** @param doubted the target was wrong about what it has: it is not asked */
+  async #copyContent(
+    job: Job,
+    pointer: Pointer,
+    narrowed: boolean,
+    { found, doubted }: { found: ProvenManifest | undefined; doubted: boolean },
+  ): Promise<Node> {
+    const proven = found ?? (await this.#fetch(job, pointer));
+    if (proven.manifest.kind === "index") return await this.#copyIndex(job, proven, narrowed);
+    return await this.#images.add(() => this.#copyImage(job, proven, doubted));
+  }
+
+  async #copyIndex(job: Job, index: ProvenManifest, narrowed: boolean): Promise<Node> {
+    const where = `${this.#source.name}/${job.from}@${index.digest}`;
+    const platforms = narrowed ? this.#options.platforms : [];
+    const { chosen, left } = chooseChildren(where, index.manifest.manifests, platforms);
+    const absent: Descriptor[] = [];
+    const child = async (one: Descriptor): Promise<Node[]> => {
+      if (!isManifestType(one.mediaType)) {
+        // Caches of builds list layers as if they were manifests.
+        await this.#blob(job, one, false);
+        return [];
+      }
+      try {
+        return [await this.#content(job, one, narrowed)];
+      } catch (error) {
+        if (!(error instanceof CopyError && error.fault === "missing" && error.message.includes(one.digest)))
+          throw error;
+        absent.push(one);
+        job.result.notes.push(`${one.digest} of the index ${where} is not at the source, and so not in the copy`);
+        return [];
+      }
+    };
+    const children = (await allOf(chosen.map(child))).flat();
+    await this.#put(job, index, async (missing, cause) => {
+      const lacking = [...left, ...absent].filter(({ digest }) => missing.length === 0 || missing.includes(digest));
+      if (lacking.length > 0) {
+        throw new CopyError("sparse", `${cause.message}: it takes no index without all of its platforms; copy all`, {
+          cause,
+        });
+      }
+      const again = chosen.filter(({ digest }) => missing.length === 0 || missing.includes(digest));
+      await allOf(again.map((one) => this.#copyContent(job, one, narrowed, { found: undefined, doubted: true })));
+    });
+    return { digest: index.digest, children };
+  }
+
+  async #copyImage(job: Job, image: ProvenManifest, doubted: boolean): Promise<Node> {
+    const { digest, manifest } = image;
+    const blobs = [...new Map(ownBlobs(manifest).map((blob) => [blob.digest, blob])).values()];
+    const sizeBytes = blobs.reduce((sum, blob) => sum + blob.sizeBytes, 0);
+    // Whether a referrer is listed, only the answer to its push tells.
+    const askFirst = !doubted && manifest.subject === undefined;
+    if (askFirst && (await this.#digestAt(job.to, digest, job.signal)) === digest) {
+      for (const blob of blobs) this.#known.add(job.to, blob.digest);
+      job.result.presentBytes += sizeBytes;
+      this.#progress(job, { totalBytes: sizeBytes, doneBytes: sizeBytes });
+      return { digest, children: [] };
+    }
+    this.#progress(job, { totalBytes: sizeBytes, doneBytes: 0 });
+    await allOf(blobs.map((blob) => this.#blob(job, blob, false)));
+    await this.#put(job, image, async (missing) => {
+      const again = blobs.filter((blob) => missing.length === 0 || missing.includes(blob.digest));
+      await allOf(again.map((blob) => this.#blob(job, blob, true)));
+    });
+    return { digest, children: [] };
+  }
+
+  /** Puts a manifest by its digest. @param repair is told what the target lacks, and brings it */
+  async #put(
+    job: Job,
+    proven: ProvenManifest,
+    repair: (missing: Digest[], cause: RemoteError) => Promise<void>,
+  ): Promise<void> {
+    if (this.#options.dryRun) return;
+    const { digest, bytes, manifest } = proven;
+    const { to, signal } = job;
+    const put = () =>
+      this.#again(
+        () => this.#target.putManifest(to, digest, { bytes, mediaType: manifest.mediaType }, { signal }),
+        signal,
+      );
+    let stored = await put();
+    if (stored.missing) {
+      await repair(stored.missing, stored.cause);
+      stored = await put();
+    }
+    if (stored.missing) throw stored.cause;
+    if (manifest.subject && !stored.listed) await this.#list(job, manifest.subject.digest, proven);
+  }
+
+  /** Lists a referrer under the fallback tag of its subject, where the target has no API for that. */
+  async #list({ to, signal }: Job, subject: Digest, referrer: ProvenManifest): Promise<void> {
+    const tag = referrersTag(subject);
+    const key = `${to} ${tag}`;
+    const merge = async (): Promise<void> => {
+      const present = await this.#again(() => this.#target.getManifest(to, tag, { signal }), signal);
+      const merged = addReferrer(present?.bytes, referrer);
+      if (!merged) return;
+      const stored = await this.#again(() => this.#target.putManifest(to, tag, merged, { signal }), signal);
+      if (stored.missing) throw stored.cause;
+    };
+    const turn = (this.#merges.get(key) ?? Promise.resolve()).then(merge);
+    this.#merges.set(
+      key,
+      turn.catch(() => undefined),
+    );
+    await turn;
+  }
+
+  /** @param before what the tag named when the copy began @returns whether it names what was copied */
+  async #moveTag(job: Job, tag: Tag, found: ProvenManifest, before: Digest | undefined): Promise<boolean> {
+    const { to, result, signal } = job;
+    const { digest, bytes, manifest } = found;
+    const now = await this.#digestAt(to, tag, signal);
+    if (now === digest) return true;
+    if (now !== undefined && now !== before && this.#options.existing !== "replace") {
+      this.#refuseMove(tag, now, digest, job);
+      return false;
+    }
+    if (!this.#options.dryRun) {
+      const put = () => this.#target.putManifest(to, tag, { bytes, mediaType: manifest.mediaType }, { signal });
+      const stored = await this.#again(put, signal);
+      if (stored.missing) throw stored.cause;
+    }
+    result.tagsMoved.push(tag);
+    return true;
+  }
+
+  /** @throws CopyError conflict where tags of other content are an error */
+  #refuseMove(tag: string, present: Digest, wanted: Digest, { to, result }: Job): void {
+    const name = `${this.#target.name}/${to}:${tag}`;
+    if (this.#options.existing === "fail") {
+      throw new CopyError("conflict", `${name} names ${present}, not ${wanted}: it is not replaced`);
+    }
+    result.notes.push(`${name} names ${present}, and is kept`);
+  }
+
+  // ---- blobs ----
+
+  /** Has a blob in a repository of the target. @param doubted the target was wrong about it: it is sent */
+  async #blob(job: Job, blob: Descriptor, doubted: boolean): Promise<void> {
+    const { digest, sizeBytes } = blob;
+    if (doubted) this.#known.forget(job.to, digest);
+    const key = `${job.to} ${digest}`;
+    const joined = this.#arriving.get(key);
+    if (joined && !doubted) {
+      await joined;
+      job.result.presentBytes += sizeBytes;
+      this.#progress(job, { totalBytes: 0, doneBytes: sizeBytes });
+      return;
+    }
+    const work = this.#inTurn(job, blob, doubted);
+    this.#arriving.set(key, work);
+    try {
+      await work;
+    } finally {
+      this.#arriving.delete(key);
+    }
+  }
+
+  async #inTurn(job: Job, blob: Descriptor, doubted: boolean): Promise<void> {
+    const { digest } = blob;
+    for (let other; (other = this.#onTheWay.get(digest)) !== undefined;) await other;
+    const work = this.#blobs.add(() => this.#bring(job, blob, doubted));
+    this.#onTheWay.set(
+      digest,
+      work.then(
+        () => void this.#onTheWay.delete(digest),
+        () => void this.#onTheWay.delete(digest),
+      ),
+    );
+    await work;
+  }
+
+  async #bring(job: Job, blob: Descriptor, doubted: boolean): Promise<void> {
+    const { to, from, result, signal } = job;
+    const { digest, sizeBytes } = blob;
+    const arrived = (as: "mountedBytes" | "presentBytes"): void => {
+      this.#known.add(to, digest);
+      result[as] += sizeBytes;
+      this.#progress(job, { totalBytes: 0, doneBytes: sizeBytes });
+    };
+    let session: UploadSession | undefined;
+    if (!doubted) {
+      const next = this.#known.step(to, digest);
+      if (next.step === "nothing") return arrived("presentBytes");
+      if (next.step === "mount") {
+        const mounted = this.#options.dryRun ? "mounted" : await this.#mount(to, digest, next.from, signal);
+        if (mounted === "mounted") return arrived("mountedBytes");
+        session = mounted;
+      }
+      const head = await this.#again(() => this.#target.headBlob(to, digest, { signal }), signal);
+      if (head && (head.sizeBytes ?? sizeBytes) === sizeBytes) {
+        if (session) await this.#target.cancelUpload(to, session);
+        return arrived("presentBytes");
+      }
+    }
+    let toldBytes = 0;
+    const sent = (bytes: Bytes): void => {
+      result.sentBytes += bytes;
+      // What is sent once more after a break is no progress.
+      const more = Math.min(bytes, sizeBytes - toldBytes);
+      toldBytes += more;
+      this.#progress(job, { totalBytes: 0, doneBytes: doubted ? 0 : more });
+    };
+    if (this.#options.dryRun) sent(sizeBytes);
+    else {
+      const [source, target, clock, uploads] = [this.#source, this.#target, this.#clock, this.#uploads];
+      await sendBlob({ source, target, from, to, blob, session, uploads, clock, sent, signal });
+      // An upload of before needed less.
+      this.#progress(job, { totalBytes: 0, doneBytes: doubted ? 0 : sizeBytes - toldBytes });
+    }
+    this.#known.add(to, digest);
+  }
+
+  async #mount(
+    to: string,
+    digest: Digest,
+    from: string,
+    signal: AbortSignal,
+  ): Promise<"mounted" | UploadSession | undefined> {
+    const mounted = await this.#again(() => this.#target.mount(to, digest, from, { signal }), signal);
+    if (mounted === undefined) this.#known.mountRefused();
+    return mounted;
+  }
+
+  #progress({ result, tell }: Job, { totalBytes, doneBytes }: CopyProgress): void {
+    result.totalBytes += totalBytes;
+    result.doneBytes += doneBytes;
+    tell(result);
+  }
+
+  /** What a registry asks to be repeated later is, within bounds. Each request has been tried a few times already. */
+  async #again<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await work();
+      } catch (error) {
+        const worthIt = error instanceof RemoteError && (error.fault === "rateLimited" || error.fault === "server");
+        const pauseMs = worthIt ? pauseAfter(error, attempt) : undefined;
+        if (pauseMs === undefined) throw error;
+        await this.#clock.sleep(pauseMs, signal);
+      }
+    }
+  }
+}

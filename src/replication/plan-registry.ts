@@ -1,0 +1,50 @@
+import PQueue from "p-queue";
+import { systemClock } from "../base/clock.ts";
+import type { Logger } from "../base/log.ts";
+import type { EndpointConfig } from "../config/schema.ts";
+import { createRemote, type Remote } from "../remote/remote.ts";
+import { createTarget, type Target } from "../remote/target.ts";
+
+/** A registry as a plan asks it. */
+export interface PlanRegistry extends AsyncDisposable {
+  /** As rules call it. */
+  readonly name: string;
+  readonly remote: Remote;
+  /** The same, to write to; undefined where nothing is to be written. */
+  readonly target: Target | undefined;
+  /** Requests wait here, as many at a time as the configuration says. */
+  readonly queue: PQueue;
+  /** Pulls of its rate limit that are left to others. */
+  readonly keep: number;
+  /** How many requests were sent so far, those for tokens, repetitions and redirects included. */
+  readonly requests: number;
+}
+
+/**
+ * Sends nothing yet.
+ * @param access what is asked for: credentials that may only read do for a plan
+ * @throws RemoteError unreachable for unreadable TLS files
+ */
+export async function openRegistry(
+  name: string,
+  endpoint: EndpointConfig,
+  options: { keep: number; log: Logger; access: "read" | "write" },
+): Promise<PlanRegistry> {
+  const { keep, log, access } = options;
+  let requests = 0;
+  const observe = { request: () => void requests++, received: () => undefined };
+  const dependencies = { clock: systemClock, log, observe };
+  const target = access === "write" ? await createTarget(endpoint, dependencies) : undefined;
+  const remote = target ?? (await createRemote(endpoint, dependencies));
+  return {
+    name,
+    remote,
+    target,
+    queue: new PQueue({ concurrency: endpoint.connections }),
+    keep,
+    get requests() {
+      return requests;
+    },
+    [Symbol.asyncDispose]: () => remote[Symbol.asyncDispose](),
+  };
+}

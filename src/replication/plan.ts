@@ -1,0 +1,412 @@
+/**
+ * What a rule would do if it ran now: the difference between its sources and its targets. Nothing is written anywhere.
+ *
+ * An unchanged tag costs one HEAD on each side, with the same Accept that a copy's GET has. The source is asked once for all targets. A
+ * repository or tag that cannot be asked is one fault; the rest goes on.
+ */
+import type { Bytes, Milliseconds } from "../base/clock.ts";
+import type { ReplicationRule } from "../config/schema.ts";
+import type { Digest } from "../oci/digest.ts";
+import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { RemoteError } from "../remote/remote-error.ts";
+import { SourceContent, type Closure } from "./content.ts";
+import type { PlanRegistry } from "./plan-registry.ts";
+import { copyName, judgeTag, sourcesOf, type Verdict } from "./rules.ts";
+import { selectTags, tagsNamedAfter, tooOld, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
+
+/** `withhold`: it lacks what `attached.require` names. */
+export type PlannedTag = {
+  tag: Tag;
+  digest: Digest;
+  /** Why the rule is about it. */
+  why: string;
+  /** What refers to it and is not at the target. */
+  referrers: Digest[];
+  /** Of a tag that comes along with an image: the image. */
+  companionOf?: Digest;
+} & (Verdict | { action: "withhold"; because: string });
+
+/** One source repository at one target. */
+export interface PlannedRepository {
+  source: RepositoryName;
+  registry: string;
+  target: RepositoryName;
+  tags: PlannedTag[];
+  dropped: DroppedTag[];
+}
+
+export interface PlanFault {
+  /** `library/node`, `library/node:18`. */
+  where: string;
+  message: string;
+}
+
+/** What a run would send to one target. Contents that several images share count once. */
+export interface TargetSizes {
+  registry: string;
+  manifests: number;
+  blobs: number;
+  bytes: Bytes;
+  /** Blobs that are there already, in the repository that needs them. */
+  present: number;
+  /** Blobs that another repository of the same plan has or gets: mounted, not sent. */
+  mounts: number;
+}
+
+export interface RulePlan {
+  rule: string;
+  from: string;
+  repositories: PlannedRepository[];
+  faults: PlanFault[];
+  /** Undefined unless asked for. Pulls are those that copying takes at least, as Docker Hub counts them. */
+  sizes?: { targets: TargetSizes[]; pulls: number };
+  /** That the plan took, by registry. */
+  requests: Record<string, number>;
+  /** What the source's rate limit has left, where it told. */
+  pulls?: { remaining: number; limit: number; keep: number };
+}
+
+export interface PlanOptions {
+  /** Whether manifests are fetched, to tell what would be sent. */
+  sizes: boolean;
+  nowMs: Milliseconds;
+  signal: AbortSignal;
+}
+
+const SIGNATURES: ReadonlySet<string> = new Set([
+  "application/vnd.dev.cosign.artifact.sig.v1+json",
+  "application/vnd.dev.sigstore.bundle.v0.3+json",
+  "application/vnd.cncf.notary.signature",
+]);
+
+/** @param registries by name: all that the rule names. @throws the signal's reason */
+export async function planRule(
+  rule: ReplicationRule,
+  registries: ReadonlyMap<string, PlanRegistry>,
+  options: PlanOptions,
+): Promise<RulePlan> {
+  return await new Planning(rule, registries, options).run();
+}
+
+/** Whether a run would change nothing at any target. */
+export function isSettled({ repositories }: RulePlan): boolean {
+  return repositories.every(({ tags }) =>
+    tags.every(({ action, referrers }) => action !== "copy" && action !== "replace" && referrers.length === 0),
+  );
+}
+
+/** One repository of the source, asked once for all targets. */
+interface SourceRepository {
+  name: RepositoryName;
+  listed: ReadonlySet<string>;
+  selected: SelectedTag[];
+  dropped: DroppedTag[];
+  digests: Map<Tag, Digest>;
+}
+
+/** A place where copies of a source repository go. */
+interface TargetRepository {
+  registry: PlanRegistry;
+  name: RepositoryName;
+  dropped: DroppedTag[];
+  /** Images whose companions some tag has brought: another tag of the same image need not. */
+  attended: Set<Digest>;
+}
+
+class Planning {
+  readonly #rule: ReplicationRule;
+  readonly #registries: ReadonlyMap<string, PlanRegistry>;
+  readonly #options: PlanOptions;
+  readonly #source: PlanRegistry;
+  readonly #content: SourceContent;
+  readonly #faults: PlanFault[] = [];
+  /** Target reference → the repository that it is the copy of. */
+  readonly #taken = new Map<string, RepositoryName>();
+
+  constructor(rule: ReplicationRule, registries: ReadonlyMap<string, PlanRegistry>, options: PlanOptions) {
+    this.#rule = rule;
+    this.#registries = registries;
+    this.#options = options;
+    this.#source = this.#registry(rule.from.registry);
+    this.#content = new SourceContent(this.#source, rule.platforms.only, options.signal);
+  }
+
+  async run(): Promise<RulePlan> {
+    const names = await this.#sourceNames();
+    const planned = await Promise.all(names.map((name) => this.#repository(name)));
+    const repositories = planned.flat();
+    const sizes = this.#options.sizes ? await this.#sizes(repositories) : undefined;
+    const { rateLimit } = this.#source.remote.state;
+    return {
+      rule: this.#rule.name,
+      from: this.#source.name,
+      repositories,
+      faults: this.#faults,
+      ...(sizes ? { sizes } : {}),
+      requests: Object.fromEntries([...this.#registries].map(([name, { requests }]) => [name, requests])),
+      ...(rateLimit
+        ? { pulls: { remaining: rateLimit.remaining, limit: rateLimit.limit, keep: this.#source.keep } }
+        : {}),
+    };
+  }
+
+  async #sourceNames(): Promise<RepositoryName[]> {
+    const { names, globs, has } = sourcesOf(this.#rule);
+    if (globs.length === 0) return names;
+    const { name, queue, remote } = this.#source;
+    const listed = await this.#attempt(
+      globs.join(", "),
+      async () => {
+        const found = await queue.add(() => remote.listRepositories({ signal: this.#options.signal }));
+        if (!found) throw new Error(`${name} has no list of its repositories`);
+        if (!found.some(has)) throw new Error(`none of the ${found.length} repositories that ${name} lists matches`);
+        return found;
+      },
+      "name the repositories without *, as in library/{node,redis}",
+    );
+    return [...new Set([...names, ...(listed ?? []).filter(has)])].sort();
+  }
+
+  async #repository(name: RepositoryName): Promise<PlannedRepository[]> {
+    const targets = this.#rule.to.flatMap((to): TargetRepository[] => {
+      const target = this.#target(to, name);
+      if (target === undefined) return [];
+      return [{ registry: this.#registry(to.registry), name: target, dropped: [], attended: new Set<Digest>() }];
+    });
+    const source = targets.length === 0 ? undefined : await this.#sourceRepository(name);
+    if (!source) return [];
+    return await Promise.all(
+      targets.map(async (target): Promise<PlannedRepository> => {
+        target.dropped.push(...source.dropped);
+        const tags = await Promise.all(source.selected.map((selected) => this.#tag(source, selected, target)));
+        return {
+          source: name,
+          registry: target.registry.name,
+          target: target.name,
+          tags: tags.flat(),
+          dropped: target.dropped,
+        };
+      }),
+    );
+  }
+
+  #target(to: ReplicationRule["to"][number], name: RepositoryName): RepositoryName | undefined {
+    const target = copyName(this.#rule, to, name);
+    if (target === undefined) {
+      this.#fault(name, `its copy's name at ${to.registry} would be longer than 255 characters`);
+      return undefined;
+    }
+    const key = `${to.registry} ${target}`;
+    const other = this.#taken.get(key);
+    if (other !== undefined) {
+      this.#fault(
+        name,
+        `its copy at ${to.registry} would be ${target}, as that of ${other}: add {{path}} to the rule's to.repository`,
+      );
+      return undefined;
+    }
+    this.#taken.set(key, name);
+    return target;
+  }
+
+  async #sourceRepository(name: RepositoryName): Promise<SourceRepository | undefined> {
+    const { queue, remote } = this.#source;
+    return await this.#attempt(name, async () => {
+      const tags = await queue.add(() => remote.listTags(name, { signal: this.#options.signal }));
+      if (!tags) throw new Error(`${this.#source.name} has no such repository, or the credentials do not see it`);
+      const { selected, dropped } = selectTags(tags, this.#rule.tags);
+      if (selected.length === 0) {
+        this.#fault(
+          name,
+          tags.length === 0 ? "it has no tags" : `none of its ${tags.length} tags is selected: see --verbose`,
+        );
+      }
+      const digests = new Map<Tag, Digest>();
+      await Promise.all(
+        selected.map(async ({ tag }) => {
+          const digest = await this.#attempt(`${name}:${tag}`, () => this.#headSource(name, tag));
+          if (digest !== undefined) digests.set(tag, digest);
+        }),
+      );
+      return { name, listed: new Set(tags), selected, dropped, digests };
+    });
+  }
+
+  async #headSource(name: RepositoryName, tag: Tag): Promise<Digest> {
+    const head = await this.#head(this.#source, name, tag);
+    if (head === undefined) throw new Error(`${this.#source.name} lists it and does not have it`);
+    return head ?? (await this.#content.digestOf(name, tag));
+  }
+
+  /** @returns undefined: it is not there; null: it is, and its digest was not told */
+  async #head(registry: PlanRegistry, name: RepositoryName, tag: Tag): Promise<Digest | null | undefined> {
+    const { queue, remote } = registry;
+    const head = await queue.add(() => remote.headManifest(name, tag, { signal: this.#options.signal }));
+    if (head === undefined || head === "notModified") return undefined;
+    return head.digest ?? null;
+  }
+
+  /** A tag that was selected, and those that are named after its digest. */
+  async #tag(source: SourceRepository, selected: SelectedTag, target: TargetRepository): Promise<PlannedTag[]> {
+    const { tag, why } = selected;
+    const digest = source.digests.get(tag);
+    if (digest === undefined) return [];
+    const planned = await this.#attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag[]> => {
+      const verdict = await this.#judge(source, tag, digest, target);
+      const changes = verdict.action === "copy" || verdict.action === "replace";
+      if (changes && this.#rule.tags.maxAge > 0 && !selected.always) {
+        const madeAtMs = await this.#content.madeAt(source.name, digest);
+        const old = tooOld(selected, this.#rule.tags, madeAtMs, this.#options.nowMs);
+        if (old) {
+          target.dropped.push(old);
+          return [];
+        }
+      }
+      const { referrers: withReferrers, digestTags, require } = this.#rule.attached;
+      const needsSignature = changes && require.includes("signature");
+      const attends = (changes || verdict.action === "same") && !target.attended.has(digest);
+      if (attends) target.attended.add(digest);
+      const named = tagsNamedAfter(digest, [...source.listed]);
+      const asks = needsSignature || (attends && withReferrers);
+      const referrers = asks ? await this.#content.referrers(source.name, digest, source.listed) : [];
+      const isSigned =
+        named.some((one) => one.endsWith(".sig")) ||
+        referrers.some(({ artifactType }) => SIGNATURES.has(artifactType ?? ""));
+      if (needsSignature && !isSigned) {
+        return [{ tag, digest, why, action: "withhold", because: "it has no signature", referrers: [] }];
+      }
+      const digests = attends && withReferrers ? referrers.map((one) => one.digest) : [];
+      const missing = await this.#missing(target, digests);
+      const companions = await Promise.all(
+        (attends && digestTags ? named : []).map((one) => this.#companion(source, one, { tag, digest }, target)),
+      );
+      return [{ tag, digest, why, referrers: missing, ...verdict }, ...companions.flat()];
+    });
+    return planned ?? [];
+  }
+
+  async #companion(
+    source: SourceRepository,
+    tag: Tag,
+    image: { tag: Tag; digest: Digest },
+    target: TargetRepository,
+  ): Promise<PlannedTag[]> {
+    const planned = await this.#attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag> => {
+      const digest = await this.#headSource(source.name, tag);
+      const verdict = await this.#judge(source, tag, digest, target);
+      return { tag, digest, why: `belongs to ${image.tag}`, referrers: [], companionOf: image.digest, ...verdict };
+    });
+    return planned ? [planned] : [];
+  }
+
+  async #judge(
+    source: SourceRepository,
+    tag: Tag,
+    digest: Digest,
+    { registry, name }: TargetRepository,
+  ): Promise<Verdict> {
+    const was = await this.#head(registry, name, tag);
+    if (was === null) throw new Error(`${registry.name} does not tell what ${name}:${tag} points to`);
+    const verdict = judgeTag(tag, digest, was, this.#rule.write);
+    if (verdict.action !== "replace" || !verdict.backup || !source.digests.has(verdict.backup)) return verdict;
+    return { action: "fail", was: verdict.was, because: `its backup ${verdict.backup} is a tag that is copied, too` };
+  }
+
+  /** Those manifests that a target does not have. */
+  async #missing(
+    { registry: { queue, remote }, name }: Pick<TargetRepository, "registry" | "name">,
+    digests: readonly Digest[],
+  ): Promise<Digest[]> {
+    const heads = await Promise.all(
+      digests.map((digest) => queue.add(() => remote.headManifest(name, digest, { signal: this.#options.signal }))),
+    );
+    return digests.filter((_, index) => heads[index] === undefined);
+  }
+
+  /** Reads what would be copied, and asks the targets what of it they have. */
+  async #sizes(repositories: readonly PlannedRepository[]): Promise<NonNullable<RulePlan["sizes"]>> {
+    const pulled = new Set<string>();
+    const byRegistry = Map.groupBy(repositories, ({ registry }) => registry);
+    const targets = await Promise.all(
+      [...byRegistry].map(([name, planned]) => this.#sizesAt(this.#registry(name), planned, pulled)),
+    );
+    return { targets, pulls: pulled.size };
+  }
+
+  async #sizesAt(
+    registry: PlanRegistry,
+    repositories: readonly PlannedRepository[],
+    pulled: Set<string>,
+  ): Promise<TargetSizes> {
+    const { queue, remote } = registry;
+    const { signal } = this.#options;
+    const sizes: TargetSizes = { registry: registry.name, manifests: 0, blobs: 0, bytes: 0, present: 0, mounts: 0 };
+    const present = new Set<Digest>();
+    const missing: { digest: Digest; sizeBytes: Bytes }[] = [];
+    await Promise.all(
+      repositories.map((planned) =>
+        this.#attempt(`${registry.name} ${planned.target}`, async () => {
+          const { source, target, tags } = planned;
+          const closure = await this.#closureOf(source, tags);
+          const absent = await this.#missing({ registry, name: target }, [...closure.manifests]);
+          sizes.manifests += absent.length;
+          for (const digest of absent) pulled.add(`${source} ${digest}`);
+          await Promise.all(
+            [...closure.blobs].map(async ([digest, sizeBytes]) => {
+              const head = await queue.add(() => remote.headBlob(target, digest, { signal }));
+              if (!head) missing.push({ digest, sizeBytes });
+              else {
+                sizes.present++;
+                present.add(digest);
+              }
+            }),
+          );
+        }),
+      ),
+    );
+    for (const { digest, sizeBytes } of missing) {
+      if (present.has(digest)) sizes.mounts++;
+      else {
+        sizes.blobs++;
+        sizes.bytes += sizeBytes;
+        present.add(digest);
+      }
+    }
+    return sizes;
+  }
+
+  async #closureOf(source: RepositoryName, tags: readonly PlannedTag[]): Promise<Closure> {
+    const whole: Closure = { manifests: new Set(), blobs: new Map() };
+    for (const { tag, action, digest, referrers } of tags) {
+      const roots = [...(action === "copy" || action === "replace" ? [digest] : []), ...referrers];
+      for (const root of roots) {
+        await this.#attempt(`${source}:${tag}`, () => this.#content.closure(source, root, whole));
+      }
+    }
+    return whole;
+  }
+
+  /** What goes wrong with one repository or tag is a fault of the plan; undefined then. @param remedy where the registry's word is none */
+  async #attempt<T>(where: string, work: () => Promise<T>, remedy?: string): Promise<T | undefined> {
+    try {
+      return await work();
+    } catch (error) {
+      this.#options.signal.throwIfAborted();
+      if (!(error instanceof Error)) throw error;
+      const isOurs = error instanceof RemoteError || error.constructor === Error || error.name === "RegistryError";
+      if (!isOurs) throw error;
+      this.#fault(where, remedy === undefined ? error.message : `${error.message}: ${remedy}`);
+      return undefined;
+    }
+  }
+
+  #fault(where: string, message: string): void {
+    this.#faults.push({ where, message });
+  }
+
+  #registry(name: string): PlanRegistry {
+    const registry = this.#registries.get(name);
+    if (!registry) throw new TypeError(`registry ${name} was not opened`);
+    return registry;
+  }
+}

@@ -1,0 +1,54 @@
+/** A rule of replication, read once: what it is about, what its copies are called, and what may happen to a tag. Pure. */
+import type { Config, EndpointConfig, ReplicationRule } from "../config/schema.ts";
+import type { Digest } from "../oci/digest.ts";
+import { readRepositories, renderName, type RepositorySet } from "../oci/repository-glob.ts";
+import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { globFinder } from "./tag-filter.ts";
+
+export type ReplicationRegistry = Config["replication"]["registries"][string];
+
+/** What becomes of a tag at a target. */
+export type Verdict =
+  /** It is not there. */
+  | { action: "copy" }
+  | { action: "same" }
+  | { action: "replace"; was: Digest; backup: Tag | undefined }
+  /** It stays as it is; fail tells so, too. */
+  | { action: "keep" | "fail"; was: Digest; because: string };
+
+/** What a rule is about. @throws never for a configuration that was checked */
+export function sourcesOf(rule: ReplicationRule): RepositorySet {
+  const sources = readRepositories(rule.from.repositories);
+  if (!sources) throw new Error(`rule ${rule.name} has a glob that stands for nothing`);
+  return sources;
+}
+
+/** @returns undefined where the name would be too long */
+export function copyName(
+  rule: ReplicationRule,
+  target: ReplicationRule["to"][number],
+  repository: RepositoryName,
+): RepositoryName | undefined {
+  return renderName(target.repository, { registry: rule.from.registry, repository });
+}
+
+/** @param was what the tag points to at the target; undefined: it is not there */
+export function judgeTag(
+  tag: Tag,
+  digest: Digest,
+  was: Digest | undefined,
+  { existing, backup, immutable }: ReplicationRule["write"],
+): Verdict {
+  if (was === undefined) return { action: "copy" };
+  if (was === digest) return { action: "same" };
+  const glob = globFinder(immutable)(tag);
+  if (glob !== undefined) return { action: "keep", was, because: `immutable by ${glob}` };
+  if (existing === "keep") return { action: "keep", was, because: "write.existing is keep" };
+  if (existing === "fail") return { action: "fail", was, because: "write.existing is fail" };
+  return { action: "replace", was, backup: backup?.replaceAll("{{tag}}", tag) as Tag | undefined };
+}
+
+/** The registry as other parts reach one. */
+export function endpointOf({ concurrency, ...address }: ReplicationRegistry): EndpointConfig {
+  return { ...address, connections: concurrency };
+}

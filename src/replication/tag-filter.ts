@@ -1,0 +1,120 @@
+/**
+ * Which tags of a repository a rule is about. The stages, in their order: match, semver, exclude, newest, maxAge; then what `always`
+ * names comes back. Each stage takes away from what the one before left, and says why.
+ *
+ * All but maxAge are decided by names alone, so that a list of tags costs one request. Newest are the highest versions, as tags write them (`18`
+ * is 18.0.0); names that are no versions come after all versions, in order of names with numbers in them read as numbers. When an image was
+ * made, only its configuration tells: so maxAge is asked of what would be copied, one by one, and an image that does not tell stays.
+ */
+import picomatch from "picomatch";
+import type { Milliseconds } from "../base/clock.ts";
+import type { ReplicationRule } from "../config/schema.ts";
+import { formatDuration } from "../config/units.ts";
+import { hexOf, algorithmOf, type Digest } from "../oci/digest.ts";
+import { isTag, type Tag } from "../oci/reference.ts";
+import { versionOf, versionsIn } from "../oci/version.ts";
+
+export type TagStage = "attached" | "match" | "semver" | "exclude" | "newest" | "maxAge";
+
+export interface SelectedTag {
+  tag: Tag;
+  /** In words: `matches v1.*, a version in >=18, 2nd of the 5 newest`. */
+  why: string;
+  /** `tags.always` names it: no stage takes it away. */
+  always: boolean;
+}
+
+export interface DroppedTag {
+  tag: Tag;
+  stage: TagStage;
+  why: string;
+}
+
+/** Both in order, the newest first. */
+export interface TagSelection {
+  selected: SelectedTag[];
+  dropped: DroppedTag[];
+}
+
+const DIGEST_TAG = /^sha(?:256|512)-[0-9a-f]{64}(?:\.|$)/;
+const NUMBERS = new Intl.Collator("en", { numeric: true });
+
+/**
+ * All stages that need nothing but names.
+ * @param listed in any order; what is no tag, or there twice, counts for nothing
+ */
+export function selectTags(listed: readonly string[], rule: ReplicationRule["tags"]): TagSelection {
+  const matchOf = globFinder(rule.match);
+  const excludeOf = globFinder(rule.exclude);
+  const alwaysOf = globFinder(rule.always);
+  const inRange = rule.semver === undefined ? undefined : versionsIn(rule.semver);
+  const dropped = new Map<Tag, DroppedTag>();
+  const drop = (tag: Tag, stage: TagStage, why: string): void => void dropped.set(tag, { tag, stage, why });
+  const tags = [...new Set(listed)].filter(isTag).sort(newestFirst);
+
+  const passed: { tag: Tag; reasons: string[] }[] = [];
+  for (const tag of tags) {
+    const glob = matchOf(tag);
+    const excluded = excludeOf(tag);
+    if (DIGEST_TAG.test(tag)) drop(tag, "attached", "it goes with the image that it is named after");
+    else if (glob === undefined) drop(tag, "match", `matches none of ${rule.match.join(", ")}`);
+    else if (inRange?.(tag) === false) drop(tag, "semver", `is no version in ${rule.semver}`);
+    else if (excluded !== undefined) drop(tag, "exclude", `matches ${excluded}`);
+    else {
+      const reasons = [`matches ${glob}`, ...(inRange ? [`a version in ${rule.semver}`] : [])];
+      if (rule.newest > 0 && passed.length >= rule.newest) drop(tag, "newest", `${rule.newest} are newer`);
+      else {
+        passed.push({ tag, reasons });
+        if (rule.newest > 0) reasons.push(`number ${passed.length} of the ${rule.newest} newest`);
+      }
+    }
+  }
+
+  const reasonsOf = new Map(passed.map(({ tag, reasons }) => [tag, reasons.join(", ")]));
+  const selected = tags.flatMap((tag): SelectedTag[] => {
+    const glob = DIGEST_TAG.test(tag) ? undefined : alwaysOf(tag);
+    if (glob !== undefined) return [{ tag, why: `always matches ${glob}`, always: true }];
+    const why = reasonsOf.get(tag);
+    return why === undefined ? [] : [{ tag, why, always: false }];
+  });
+  for (const { tag } of selected) dropped.delete(tag);
+  return { selected, dropped: [...dropped.values()] };
+}
+
+/**
+ * The stage maxAge, of one tag.
+ * @param madeAtMs when its image was made, as it says itself; undefined where it does not
+ * @returns why it is dropped; undefined: it stays
+ */
+export function tooOld(
+  { tag, always }: Pick<SelectedTag, "tag" | "always">,
+  { maxAge }: Pick<ReplicationRule["tags"], "maxAge">,
+  madeAtMs: Milliseconds | undefined,
+  nowMs: Milliseconds,
+): DroppedTag | undefined {
+  if (always || maxAge === 0 || madeAtMs === undefined || madeAtMs >= nowMs - maxAge) return undefined;
+  const made = new Date(madeAtMs).toISOString().slice(0, 10);
+  return { tag, stage: "maxAge", why: `made on ${made}, more than ${formatDuration(maxAge)} ago` };
+}
+
+/**
+ * The tags of a list that are named after an image: its signatures and the like. The one that lists its referrers is none of them: what it
+ * lists, and whether it is needed, is each registry's own affair.
+ */
+export function tagsNamedAfter(digest: Digest, listed: readonly string[]): Tag[] {
+  const beginning = `${algorithmOf(digest)}-${hexOf(digest).slice(0, 64)}.`;
+  return listed.filter(isTag).filter((tag) => tag.startsWith(beginning));
+}
+
+/** @returns finds the first glob that a tag matches */
+export function globFinder(globs: readonly string[]): (tag: string) => string | undefined {
+  const matchers = globs.map((glob) => ({ glob, matches: picomatch(glob, { dot: true }) }));
+  return (tag) => matchers.find(({ glob, matches }) => glob === tag || matches(tag))?.glob;
+}
+
+/** A total order: which comes first does not depend on the order of the list. */
+function newestFirst(a: Tag, b: Tag): number {
+  const [x, y] = [versionOf(a), versionOf(b)];
+  const byVersion = x && y ? y.compare(x) : Number(y !== undefined) - Number(x !== undefined);
+  return byVersion || NUMBERS.compare(b, a) || (a < b ? 1 : a > b ? -1 : 0);
+}

@@ -9,6 +9,7 @@
  *   administrators more, and never what was typed as a password, nor a name that is not written as names are: it may be one.
  */
 import { timingSafeEqual } from "node:crypto";
+import { setImmediate as turn } from "node:timers/promises";
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { Requester } from "../events/event.ts";
@@ -41,6 +42,7 @@ export interface AuthenticatorDeps {
 /** Tries that wait for the outcome of others from the same address, or on the same account. */
 const MOST_WAITING = 256;
 const BUSY_SECONDS = 5;
+const WOKEN_A_TURN = 4;
 /** So long what was wrong is wrong without another look, unless anything has changed meanwhile. */
 const REFUSED_MS: Milliseconds = 60_000;
 
@@ -149,7 +151,7 @@ export class Authenticator {
     } finally {
       attempt.end(outcome, this.#deps.clock.now());
       this.#count("password", outcome === "dropped" ? "busy" : outcome);
-      for (const wake of this.#waiting.splice(0)) wake();
+      void this.#wake();
     }
     if (!caller) throw wrongPassword();
     return caller;
@@ -175,6 +177,14 @@ export class Authenticator {
       await new Promise<void>((resolve) => this.#waiting.push(resolve));
       const known = await this.#recall(name);
       if (known) return known;
+    }
+  }
+
+  /** A few in each turn of the event loop: hundreds that are refused at once would hold up the pulls. */
+  async #wake(): Promise<void> {
+    for (const [index, wake] of this.#waiting.splice(0).entries()) {
+      if (index > 0 && index % WOKEN_A_TURN === 0) await turn();
+      wake();
     }
   }
 

@@ -2,7 +2,8 @@
  * Passwords, hashed with bcrypt in threads of low priority: on the event loop one of them would hold up every pull for a tenth of a second.
  *
  * A wrong password takes as long for a name that nobody has, and for one whose hash is cheap, as for one of {@link COST}: the time tells
- * nothing of who is there. The threads end once they have had nothing to do for some seconds, and their memory comes back.
+ * nothing of who is there. For the former the thread sleeps: names that nobody has cost no CPU. The threads end once they have had nothing
+ * to do for two minutes, and their memory comes back: to begin one holds up the event loop for a moment.
  */
 import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
@@ -28,7 +29,7 @@ const MOST_THREADS = Math.max(1, Math.min(2, availableParallelism() - 1));
 /** What comes behind so many would wait for eight seconds and longer: then it is better to say so. */
 const MOST_WAITING = 128 * MOST_THREADS;
 const BUSY_SECONDS = 5;
-const IDLE_MS: Milliseconds = 5_000;
+const IDLE_MS: Milliseconds = 120_000;
 
 interface Asked {
   task: PasswordTask;

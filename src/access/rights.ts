@@ -34,6 +34,14 @@ export function rightsOf(caller: Caller, space: Space, repository: RepositoryNam
   return intersection(rights, caller.granted.get(repository) ?? NOTHING);
 }
 
+/** Whether a caller may do that to a repository of a space: as {@link rightsOf}, and makes no set, since every pull asks. */
+export function may({ principal, granted }: Caller, space: Space, repository: RepositoryName, verb: Verb): boolean {
+  if (!unlimited(principal, space).has(verb)) return false;
+  if (granted && granted.get(repository)?.has(verb) !== true) return false;
+  const limits = "limits" in principal ? principal.limits : undefined;
+  return limits === undefined || leftBy(limits, repository).has(verb);
+}
+
 /** What somebody may do to a repository of a space, whatever token brought it. */
 export function rightsOn(principal: Principal, space: Space, repository: RepositoryName): ReadonlySet<Verb> {
   const rights = unlimited(principal, space);

@@ -1,5 +1,5 @@
 import type { Caller, Space, Verb } from "../access/principal.ts";
-import { rightsOf } from "../access/rights.ts";
+import { may, rightsOf } from "../access/rights.ts";
 import type { Spaces } from "../access/spaces.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
@@ -48,7 +48,7 @@ export class Gate {
    * @throws RegistryError UNAUTHORIZED where other credentials, or a token for more, would help; DENIED where whoever asks may not
    */
   check(caller: Caller, located: Located, verb: Verb): void {
-    if (this.rights(caller, located).has(verb)) return;
+    if (this.#may(caller, located, verb)) return;
     const { principal } = caller;
     if (principal.kind === "anonymous") {
       throw new RegistryError("UNAUTHORIZED", `log in to ${WORDS[verb]} ${located.repository}`, {
@@ -63,6 +63,12 @@ export class Gate {
     throw new RegistryError("DENIED", this.#denial(caller, located, verb), {
       detail: { verb, repository: located.repository },
     });
+  }
+
+  #may(caller: Caller, located: Located, verb: Verb): boolean {
+    // Whose own name it is may make a namespace of it.
+    if (located.kind === "hosted" && located.claims) return this.rights(caller, located).has(verb);
+    return may(caller, this.space(located), located.repository, verb);
   }
 
   /** A place to push to, as the caller makes it: a namespace of its own name is its own. */

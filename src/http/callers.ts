@@ -1,14 +1,11 @@
 import type { IncomingMessage } from "node:http";
-import { parseRoute, type Route } from "../oci/route.ts";
-import { RegistryError } from "../oci/errors.ts";
-import type { Names } from "../registry/names.ts";
-import { challenge, scopeOf, type Service } from "./challenge.ts";
-import { ANONYMOUS, EVERYBODY, type Caller } from "../access/principal.ts";
 import type { Accounts } from "../access/accounts.ts";
 import type { Authenticator } from "../access/authenticate.ts";
+import { ANONYMOUS, EVERYBODY, type Caller } from "../access/principal.ts";
 import { listensHere, type Config } from "../config/schema.ts";
 import type { Requester } from "../events/event.ts";
-import { isOnThisMachine } from "./client-address.ts";
+import { RegistryError } from "../oci/errors.ts";
+import { isForwarded, isOnThisMachine } from "./client-address.ts";
 import { strangerText } from "./own-host.ts";
 import { certificateNameOf } from "./tls.ts";
 
@@ -21,9 +18,6 @@ export interface CallersDeps {
   /** Whether a Host header is a name of this server. */
   isOwnHost: (host: string | undefined) => boolean;
 }
-
-/** What a proxy adds: whoever it speaks for may be anywhere. */
-const FORWARDED = ["x-forwarded-for", "x-forward-for", "x-real-ip", "forwarded", "via"];
 
 /** Tells who sends a request: everybody where access is open, else whoever its credentials name. */
 export class Callers {
@@ -64,7 +58,7 @@ export class Callers {
     if (this.#deps.access().open !== undefined) return true;
     // A proxy that was told nothing more than where to go, as nginx and others, adds nothing, but speaks the oldest version.
     if (request.httpVersion === "1.0") return false;
-    return isOnThisMachine(address) && FORWARDED.every((header) => request.headers[header] === undefined);
+    return isOnThisMachine(address) && !isForwarded(request.headers);
   }
 
   /**
@@ -75,47 +69,5 @@ export class Callers {
     if (headers["accept-language"] === undefined || this.#deps.isOwnHost(headers.host)) return false;
     // A Unix socket is out of a browser's reach.
     return address !== "" && isOnThisMachine(address);
-  }
-}
-
-/** What a client that was answered 401 is told of where it gets a token, and for what. */
-export function challengeTo(
-  request: IncomingMessage,
-  { detail }: RegistryError,
-  names: Names,
-  service: Service,
-): string {
-  const [path = "", query = ""] = (request.url ?? "").split("?", 2);
-  const error = detail?.["error"];
-  const asked = routeOf(path);
-  const search = new URLSearchParams(query);
-  const from = search.get("from") ?? undefined;
-  return challenge(
-    request,
-    {
-      scope:
-        asked && scopeOf(asked, request.method ?? "GET", nameOf(asked, search.get("ns") ?? undefined, names), from),
-      error: error === "invalid_token" || error === "insufficient_scope" ? error : undefined,
-    },
-    service,
-  );
-}
-
-function routeOf(path: string): Route | undefined {
-  try {
-    return parseRoute(path);
-  } catch {
-    return undefined;
-  }
-}
-
-/** A scope knows no `ns`: what was scoped by it has its full name. */
-function nameOf(route: Route, ns: string | undefined, names: Names): string {
-  if (!("name" in route)) return "";
-  if (ns === undefined) return route.name;
-  try {
-    return names.locate(route.name, ns).repository;
-  } catch {
-    return route.name;
   }
 }

@@ -2,7 +2,10 @@
 import type { IncomingMessage } from "node:http";
 import { isIP } from "node:net";
 import { TLSSocket } from "node:tls";
-import type { Route } from "../oci/route.ts";
+import type { RegistryError } from "../oci/errors.ts";
+import { parseRoute, type Route } from "../oci/route.ts";
+import type { Names } from "../registry/names.ts";
+import { isForwarded } from "./client-address.ts";
 
 export interface ChallengeFor {
   /** Scopes that the request needs, parted by spaces. */
@@ -18,6 +21,48 @@ export interface Service {
 
 /** Where the token service answers. */
 export const TOKEN_PATH = "/token";
+
+/** What a client that was answered 401 is told of where it gets a token, and for what. */
+export function challengeTo(
+  request: IncomingMessage,
+  { detail }: RegistryError,
+  names: Names,
+  service: Service,
+): string {
+  const [path = "", query = ""] = (request.url ?? "").split("?", 2);
+  const error = detail?.["error"];
+  const asked = routeOf(path);
+  const search = new URLSearchParams(query);
+  const from = search.get("from") ?? undefined;
+  return challenge(
+    request,
+    {
+      scope:
+        asked && scopeOf(asked, request.method ?? "GET", nameOf(asked, search.get("ns") ?? undefined, names), from),
+      error: error === "invalid_token" || error === "insufficient_scope" ? error : undefined,
+    },
+    service,
+  );
+}
+
+function routeOf(path: string): Route | undefined {
+  try {
+    return parseRoute(path);
+  } catch {
+    return undefined;
+  }
+}
+
+/** A scope knows no `ns`: what was scoped by it has its full name. */
+function nameOf(route: Route, ns: string | undefined, names: Names): string {
+  if (!("name" in route)) return "";
+  if (ns === undefined) return route.name;
+  try {
+    return names.locate(route.name, ns).repository;
+  } catch {
+    return route.name;
+  }
+}
 
 /** The value of `WWW-Authenticate`: one scheme only, since clients break on a second one. */
 export function challenge(
@@ -70,9 +115,6 @@ export function originOf(request: IncomingMessage, service: string): string {
   return `${schemeOf(request, host)}://${host}`;
 }
 
-/** What proxies add to a request; one is misspelt in a configuration that went around. */
-const TRACES = ["x-forwarded-for", "x-forward-for", "x-real-ip", "via", "forwarded"];
-
 function schemeOf({ socket, headers }: IncomingMessage, host: string): "http" | "https" {
   if (socket instanceof TLSSocket) return "https";
   // Told to the client that the request came from, and to nobody else: so a proxy need not be trusted for it.
@@ -81,7 +123,7 @@ function schemeOf({ socket, headers }: IncomingMessage, host: string): "http" | 
   const scheme = (told ?? forwarded)?.toLowerCase();
   if (scheme === "http" || scheme === "https") return scheme;
   // A proxy that says nothing of it, in front of a server with a name, is nearly always there to end TLS.
-  return isName(host) && TRACES.some((name) => headers[name] !== undefined) ? "https" : "http";
+  return isName(host) && isForwarded(headers) ? "https" : "http";
 }
 
 function isName(host: string): boolean {

@@ -1,4 +1,4 @@
-import type { IncomingMessage } from "node:http";
+import type { IncomingHttpHeaders, IncomingMessage } from "node:http";
 import { BlockList, isIP, isIPv6 } from "node:net";
 
 /**
@@ -26,6 +26,14 @@ export function clientAddressReader(trustedProxies: readonly string[]): (request
     }
     return address;
   };
+}
+
+/** What proxies add to a request; one is misspelt in a configuration that went around. */
+const TRACES = ["x-forwarded-for", "x-forward-for", "x-real-ip", "via", "forwarded"];
+
+/** Whether a proxy says that it has passed the request on: whoever it speaks for may be anywhere. */
+export function isForwarded(headers: IncomingHttpHeaders): boolean {
+  return TRACES.some((name) => headers[name] !== undefined);
 }
 
 function plain(address: string | undefined): string {

@@ -21,6 +21,11 @@ export function isRepositoryName(text: string): text is RepositoryName {
   return text.length <= MAX_NAME && text.split("/").every((component) => COMPONENT.test(component));
 }
 
+/** The first component of a name: of a hosted repository, its namespace. */
+export function namespaceOf(repository: RepositoryName): string {
+  return repository.split("/", 1)[0] ?? repository;
+}
+
 /** @throws RegistryError NAME_INVALID */
 export function parseRepositoryName(text: string): RepositoryName {
   if (isRepositoryName(text)) return text;

@@ -3,8 +3,8 @@ import { may, rightsOf } from "../access/rights.ts";
 import type { Spaces } from "../access/spaces.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
-import type { RepositoryName } from "../oci/reference.ts";
-import { spaceName, type Hosted, type Located, type Names } from "./names.ts";
+import { namespaceOf, type RepositoryName } from "../oci/reference.ts";
+import type { Hosted, Located, Names } from "./names.ts";
 
 export interface GateDeps {
   names: Names;
@@ -25,9 +25,8 @@ export class Gate {
   }
 
   /** What governs a repository. */
-  space(located: Located): Space {
-    const { spaces } = this.#deps;
-    return located.kind === "cached" ? spaces.upstream(located.upstream) : spaces.namespace(spaceName(located));
+  #space(located: Located): Space {
+    return this.#deps.spaces.of(located.repository, located.kind === "cached" ? located.upstream : undefined);
   }
 
   rights(caller: Caller, located: Located): ReadonlySet<Verb> {
@@ -35,13 +34,12 @@ export class Gate {
       const { granted } = caller;
       return granted ? OWN_NAMESPACE.intersection(granted.get(located.repository) ?? NOTHING) : OWN_NAMESPACE;
     }
-    return rightsOf(caller, this.space(located), located.repository);
+    return rightsOf(caller, this.#space(located), located.repository);
   }
 
   /** Whether somebody may read what is stored under a full name. */
   mayRead(caller: Caller, repository: RepositoryName): boolean {
-    const located = this.#deps.names.stored(repository) ?? { kind: "hosted" as const, repository };
-    return this.rights(caller, located).has("pull");
+    return this.#may(caller, this.#deps.names.full(repository), "pull");
   }
 
   /**
@@ -68,7 +66,7 @@ export class Gate {
   #may(caller: Caller, located: Located, verb: Verb): boolean {
     // Whose own name it is may make a namespace of it.
     if (located.kind === "hosted" && located.claims) return this.rights(caller, located).has(verb);
-    return may(caller, this.space(located), located.repository, verb);
+    return may(caller, this.#space(located), located.repository, verb);
   }
 
   /** A place to push to, as the caller makes it: a namespace of its own name is its own. */
@@ -113,7 +111,7 @@ export class Gate {
   #denial({ principal }: Caller, located: Located, verb: Verb): string {
     const who = "name" in principal ? principal.name : principal.kind;
     if (located.kind === "cached") return `${who} may not ${WORDS[verb]} what is cached of ${located.upstream}: ${ASK}`;
-    const namespace = spaceName(located);
+    const namespace = namespaceOf(located.repository);
     if (located.claims && verb !== "pull") {
       const own = this.#deps.create().personal ? ", or push to the namespace of your own name" : "";
       return `there is no namespace ${namespace} that ${who} may push to: have it made (entrepot namespace add ${namespace} --team TEAM)${own}`;

@@ -1,7 +1,7 @@
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { Claims } from "../store/hosted-catalog.ts";
-import { isRepositoryName, type RepositoryName } from "../oci/reference.ts";
+import { isRepositoryName, namespaceOf, type RepositoryName } from "../oci/reference.ts";
 
 /** A repository as the registry keeps it: the full name is the key, however the client spelt it. */
 export type Located =
@@ -24,12 +24,6 @@ export interface Hosted {
   repository: RepositoryName;
   /** Its namespace is not hosted yet: a push makes it so, unless the default upstream has been asked for what these name. */
   claims?: Claims;
-}
-
-/** The namespace of a hosted repository: the first component of its name. */
-export function spaceName({ repository }: Hosted): string {
-  const [namespace = repository] = repository.split("/", 1);
-  return namespace;
 }
 
 /** Docker Hub keeps its official images under `library/`, and its clients leave that out. */
@@ -92,7 +86,7 @@ export class Names {
    * `library`, names with a dot and those of upstreams never are.
    */
   locateForPush(name: RepositoryName, ns: string | undefined): Located {
-    const [first = name] = name.split("/", 1);
+    const first = namespaceOf(name);
     const claimable =
       ns === undefined &&
       !this.#hosted.has(first) &&
@@ -136,6 +130,11 @@ export class Names {
     const upstream = repository.slice(0, slash);
     if (slash < 0 || !Object.hasOwn(this.#configs, upstream)) return undefined;
     return this.#cached(upstream, repository.slice(slash + 1), undefined);
+  }
+
+  /** What a full name in storage stands for; of an upstream that is configured no more, it is as a hosted one of that name. */
+  full(repository: RepositoryName): Located {
+    return this.stored(repository) ?? { kind: "hosted", repository };
   }
 
   #cached(upstream: string, rest: string, namespace: string | undefined): Extract<Located, { kind: "cached" }> {

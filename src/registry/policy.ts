@@ -1,5 +1,5 @@
 import picomatch from "picomatch";
-import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { namespaceOf, type RepositoryName, type Tag } from "../oci/reference.ts";
 
 /** Whether a tag, once pushed, stays as it is. */
 export type Immutable = (repository: RepositoryName, tag: Tag) => boolean;
@@ -22,7 +22,7 @@ function compile(rules: Rules): Immutable {
     tag: tags.length > 0 ? picomatch([...tags], { dot: true }) : () => false,
   }));
   return (repository, tag) => {
-    const [namespace = repository] = repository.split("/", 1);
+    const namespace = namespaceOf(repository);
     return matchers.some((rule) => rule.namespace(namespace) && rule.tag(tag));
   };
 }

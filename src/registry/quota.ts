@@ -5,7 +5,7 @@ import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
-import type { RepositoryName } from "../oci/reference.ts";
+import { namespaceOf, type RepositoryName } from "../oci/reference.ts";
 import type { Allowance, Namespaces } from "../store/namespaces.ts";
 
 /** What a namespace may hold. */
@@ -47,11 +47,6 @@ export function quotaOf(rules: Rules, namespace: string): Bytes | undefined {
 function compile(rules: Rules): (namespace: string) => Bytes | undefined {
   const matchers = Object.entries(rules).map(([glob, bytes]) => ({ matches: picomatch(glob), bytes }));
   return (namespace) => matchers.find(({ matches }) => matches(namespace))?.bytes;
-}
-
-/** The first component of a hosted repository's name. */
-export function namespaceOf(repository: RepositoryName): string {
-  return repository.split("/", 1)[0] ?? repository;
 }
 
 /** What may still come. */

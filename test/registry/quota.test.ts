@@ -1,16 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import {
-  checkFits,
-  leftBytes,
-  namespaceOf,
-  QuotaExceeded,
-  quotaOf,
-  refusal,
-  warning,
-} from "../../src/registry/quota.ts";
-import type { RepositoryName } from "../../src/oci/reference.ts";
+import { checkFits, leftBytes, QuotaExceeded, quotaOf, refusal, warning } from "../../src/registry/quota.ts";
+import { namespaceOf, type RepositoryName } from "../../src/oci/reference.ts";
 
 const MIB = 1024 * 1024;
 

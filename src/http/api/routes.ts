@@ -139,7 +139,7 @@ function authorize(
   const { principal, granted } = caller;
   if (typeof allows === "object") {
     const repository = params["repository"] as RepositoryName;
-    gate.check(caller, names.stored(repository) ?? { kind: "hosted", repository }, allows.repository);
+    gate.check(caller, names.full(repository), allows.repository);
     return;
   }
   if (!isLoggedIn(principal) || granted) {

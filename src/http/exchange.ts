@@ -1,10 +1,13 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
+import type Koa from "koa";
 import type { Caller } from "../access/principal.ts";
 import type { Requester } from "../events/event.ts";
 
 /** What the log line of a request says beside what HTTP tells. */
 export interface Facts {
   handler?: string;
+  /** Whoever logged in to send it. */
+  actor?: string | undefined;
   /** How a pull was answered; `mounted` where a push needed no bytes. */
   result?: string;
   /** Of the answer's body, or of a body that was pushed: as many as came. */
@@ -14,8 +17,22 @@ export interface Facts {
   digest?: string;
 }
 
+/** What the server gives to every route, under `/v2/` or not. */
+export interface RequestState {
+  /** Looks up who sends it, anew each time. @throws RegistryError UNAUTHORIZED, TOOMANYREQUESTS, DENIED */
+  authenticate(): Promise<Caller>;
+  /** Who sends it, for the record of what happens; with its name once it has been looked up. */
+  requester(): Requester;
+  /** What the log line and the metrics say of it. */
+  note(facts: Facts): void;
+}
+
+export function stateOf(ctx: Koa.Context): RequestState {
+  return ctx.state;
+}
+
 /** A request under `/v2/` and its answer. */
-export interface Exchange {
+export interface Exchange extends RequestState {
   request: IncomingMessage;
   response: ServerResponse;
   method: string;
@@ -23,12 +40,6 @@ export interface Exchange {
   query: URLSearchParams;
   /** Who sends it, as rights are decided. */
   caller: Caller;
-  /** Looks up anew who that is now. @throws RegistryError UNAUTHORIZED */
-  authenticate(): Promise<Caller>;
-  /** Who sends it, for the record of what happens. */
-  requester(): Requester;
-  /** What the log line and the metrics say of it. */
-  note(facts: Facts): void;
 }
 
 export const API_VERSION = {

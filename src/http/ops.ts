@@ -2,10 +2,10 @@ import { Router } from "@koa/router";
 import type Koa from "koa";
 import type { Metrics } from "../base/metrics.ts";
 import { isLoggedIn } from "../access/rights.ts";
-import type { Caller } from "../access/principal.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { Check } from "./check.ts";
+import { stateOf } from "./exchange.ts";
 import { originOf } from "./challenge.ts";
 import { homePage } from "./home.ts";
 import { CONTENT_SECURITY } from "./secure-headers.ts";
@@ -21,8 +21,7 @@ export interface OpsDeps {
 /** Health, metrics, and the page that says what this is. */
 export function opsRoutes(deps: OpsDeps): Koa.Middleware {
   const router = new Router();
-  const handler = (ctx: Koa.Context, name: string): void =>
-    (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: name });
+  const handler = (ctx: Koa.Context, name: string): void => stateOf(ctx).note({ handler: name });
 
   router.get("/livez", (ctx) => {
     handler(ctx, "health");
@@ -40,7 +39,7 @@ export function opsRoutes(deps: OpsDeps): Koa.Middleware {
   router.get("/metrics", async (ctx) => {
     handler(ctx, "metrics");
     if (deps.metricsFor() === "login") {
-      const { principal } = await (ctx.state["authenticate"] as () => Promise<Caller>)();
+      const { principal } = await stateOf(ctx).authenticate();
       if (!isLoggedIn(principal))
         throw new RegistryError("UNAUTHORIZED", "access.metrics is login: log in to read metrics");
     }

@@ -4,6 +4,7 @@ import type { Caller } from "../access/principal.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 import type { Registry } from "../registry/registry.ts";
+import { stateOf } from "./exchange.ts";
 
 const DEFAULT_RESULTS = 25;
 const MAX_RESULTS = 100;
@@ -23,8 +24,7 @@ export interface SearchDeps {
  */
 export function searchRoutes({ registry, visible }: SearchDeps): Koa.Middleware {
   const router = new Router({ prefix: "/v1" });
-  const handler = (ctx: Koa.Context): void =>
-    (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: "search" });
+  const handler = (ctx: Koa.Context): void => stateOf(ctx).note({ handler: "search" });
 
   router.get("/_ping", (ctx) => {
     handler(ctx);
@@ -38,7 +38,7 @@ export function searchRoutes({ registry, visible }: SearchDeps): Koa.Middleware 
     const query = String(ctx.query["q"] ?? "").slice(0, MAX_QUERY);
     const asked = Number(ctx.query["n"] ?? DEFAULT_RESULTS);
     const limit = Number.isSafeInteger(asked) && asked > 0 ? Math.min(asked, MAX_RESULTS) : DEFAULT_RESULTS;
-    const caller = await (ctx.state["authenticate"] as () => Promise<Caller>)();
+    const caller = await stateOf(ctx).authenticate();
     const found = await registry.search(query, limit, (last, rows) => visible(caller, last, rows));
     // podman asks without its credentials, and is content with whatever is answered. Refused, it lists the catalog with those that it has.
     const isContent = found.length > 0 && !OF_PODMAN.test(ctx.get("user-agent"));

@@ -1,4 +1,3 @@
-import { once } from "node:events";
 import type { ServerResponse } from "node:http";
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { ByteRange } from "../oci/range.ts";
@@ -103,24 +102,11 @@ export async function sendTexts(
   texts: AsyncIterable<string>,
   rule: ProgressRule,
 ): Promise<void> {
-  const guard = guardProgress(response, rule);
-  const gone = new AbortController();
-  const onClose = (): void => gone.abort();
-  response.once("close", onClose);
-  try {
-    for await (const text of texts) {
-      if (response.destroyed) throw new ClientGone("the client closed the connection");
-      if (!response.headersSent) begin();
-      if (text === "") continue;
-      const bytes = Buffer.from(text);
-      guard.moved(bytes.length);
-      if (response.write(bytes)) continue;
-      await once(response, "drain", { signal: gone.signal }).catch(() => undefined);
-      guard.caughtUp();
-    }
-  } finally {
-    guard.stop();
-    response.off("close", onClose);
+  const write = paced(response, rule);
+  for await (const text of texts) {
+    if (response.destroyed) throw new ClientGone("the client closed the connection");
+    if (!response.headersSent) begin();
+    if (text !== "") await write(Buffer.from(text));
   }
 }
 

@@ -7,7 +7,7 @@ import type { Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import { parseListen, type Config } from "../config/schema.ts";
-import { actorOf, type Caller } from "../access/principal.ts";
+import { actorOf } from "../access/principal.ts";
 import type { Requester } from "../events/event.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { Callers } from "./callers.ts";
@@ -16,7 +16,7 @@ import { toClientError, writeError } from "./errors.ts";
 import { secureHeaders } from "./secure-headers.ts";
 import { ClientGone } from "./send.ts";
 import { TlsServer, type ServedCertificate } from "./tls.ts";
-import type { Exchange, Facts } from "./exchange.ts";
+import { stateOf, type Exchange, type Facts, type RequestState } from "./exchange.ts";
 import type { V2 } from "./v2.ts";
 
 export interface ServerDeps {
@@ -45,7 +45,7 @@ const SWEEP_MS: Milliseconds = 50;
 /** Of what a client calls itself, so many characters are recorded. */
 const MAX_AGENT = 256;
 
-type Noted = Facts & { handler: string; actor?: string | undefined };
+type Noted = Facts & { handler: string };
 
 interface Answered {
   id: string;
@@ -159,20 +159,23 @@ export class HttpServer {
     const started = performance.now();
     const id = `${this.#idPrefix}-${(++this.#requests).toString(36)}`;
     const facts: Noted = { handler: "other" };
-    ctx.state["note"] = (more: Facts) => Object.assign(facts, more);
     const requester = (): Requester => ({
       actor: facts.actor,
       address: this.#clientAddress(ctx.req),
       agent: ctx.req.headers["user-agent"]?.slice(0, MAX_AGENT),
       requestId: id,
     });
-    ctx.state["requester"] = requester;
-    ctx.state["authenticate"] = async (): Promise<Caller> => {
-      const found = this.#deps.callers.of(ctx.req, requester());
-      const caller = found instanceof Promise ? await found : found;
-      facts.actor = actorOf(caller.principal);
-      return caller;
+    const state: RequestState = {
+      requester,
+      authenticate: async () => {
+        const found = this.#deps.callers.of(ctx.req, requester());
+        const caller = found instanceof Promise ? await found : found;
+        facts.actor = actorOf(caller.principal);
+        return caller;
+      },
+      note: (more) => void Object.assign(facts, more),
     };
+    Object.assign(ctx.state, state);
     ctx.res.setHeader("x-request-id", id);
     this.#secure(ctx.res);
     metrics.httpInFlight.inc();
@@ -235,17 +238,15 @@ export class HttpServer {
     const url = ctx.req.url ?? "/";
     if (!url.startsWith("/v2")) return next();
     const question = url.indexOf("?");
-    const authenticate = ctx.state["authenticate"] as Exchange["authenticate"];
+    const state = stateOf(ctx);
     const exchange: Exchange = {
       request: ctx.req,
       response: ctx.res,
       method: ctx.method,
       path: question < 0 ? url : url.slice(0, question),
       query: new URLSearchParams(question < 0 ? "" : url.slice(question + 1)),
-      caller: await authenticate(),
-      authenticate,
-      requester: ctx.state["requester"] as Exchange["requester"],
-      note: ctx.state["note"] as Exchange["note"],
+      caller: await state.authenticate(),
+      ...state,
     };
     if (!(await this.#deps.v2.handle(exchange))) return next();
     ctx.respond = false;

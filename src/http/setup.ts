@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import type Koa from "koa";
 import type { Setup } from "../access/setup.ts";
+import { stateOf } from "./exchange.ts";
 
 const STYLE = `body{font:16px/1.5 system-ui,sans-serif;max-width:26rem;margin:3rem auto;padding:0 1rem;color:#1c2733;background:#fbfbf9}
 label{display:block;margin-top:1rem}input{font:inherit;width:100%;box-sizing:border-box;padding:.4rem .5rem;border:1px solid #8a97a3;border-radius:6px;color:inherit;background:transparent}
@@ -78,7 +79,7 @@ export function setupRoutes({ setup }: { setup: Pick<Setup, "isOffered"> }): Koa
       await next();
       return;
     }
-    (ctx.state["note"] as (facts: { handler: string }) => void)({ handler: "setup" });
+    stateOf(ctx).note({ handler: "setup" });
     ctx.set({
       "content-security-policy": POLICY,
       "cache-control": "no-store",

@@ -12,13 +12,13 @@ import { isAdmin, isLoggedIn } from "../access/rights.ts";
 import { parseScopes, type Scope } from "../access/scope.ts";
 import type { Grant, Tokens } from "../access/tokens.ts";
 import type { Metrics } from "../base/metrics.ts";
-import type { Requester } from "../events/event.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { isRepositoryName } from "../oci/reference.ts";
 import type { Gate } from "../registry/gate.ts";
 import { Problem } from "./api/problem.ts";
 import { readBody } from "./body.ts";
 import { basicChallenge, TOKEN_PATH } from "./challenge.ts";
+import { stateOf } from "./exchange.ts";
 import type { ProgressRule } from "./send.ts";
 
 export interface TokenDeps {
@@ -29,14 +29,6 @@ export interface TokenDeps {
   progress: ProgressRule;
   /** Services of other registries that tokens are issued for; read whenever it is needed: it can be reloaded. */
   audiences: () => readonly string[];
-}
-
-/** What this takes of the server. */
-interface RequestState {
-  requester: () => Requester;
-  /** Who sends it, by its headers and its connection. */
-  authenticate: () => Promise<Caller>;
-  note: (facts: { handler: string; actor?: string | undefined; result?: string }) => void;
 }
 
 /** What is asked for, and by whom. */
@@ -74,12 +66,12 @@ export function tokenRoutes(deps: TokenDeps): Koa.Middleware {
   const router = new Router({ prefix: TOKEN_PATH });
   router.all("/", (ctx) => answer(ctx, deps));
   router.get("/jwks.json", (ctx) => {
-    (ctx.state as RequestState).note({ handler: "token" });
+    stateOf(ctx).note({ handler: "token" });
     ctx.body = tokens.jwks();
     ctx.type = "application/jwk-set+json";
   });
   router.get("/certificates.pem", (ctx) => {
-    (ctx.state as RequestState).note({ handler: "token" });
+    stateOf(ctx).note({ handler: "token" });
     ctx.body = tokens.certificates();
     ctx.type = "application/x-pem-file";
   });
@@ -87,7 +79,7 @@ export function tokenRoutes(deps: TokenDeps): Koa.Middleware {
 }
 
 async function answer(ctx: Koa.Context, deps: TokenDeps): Promise<void> {
-  const { note } = ctx.state as RequestState;
+  const { note } = stateOf(ctx);
   const { tokens, metrics } = deps;
   note({ handler: "token" });
   ctx.set("cache-control", "no-store");
@@ -135,7 +127,7 @@ async function readQuery(ctx: Koa.Context, deps: TokenDeps): Promise<Request> {
   }
   const [, query = ""] = (ctx.req.url ?? "").split("?", 2);
   const params = new URLSearchParams(query);
-  const caller = await orNobody((ctx.state as RequestState).authenticate(), params, deps);
+  const caller = await orNobody(stateOf(ctx).authenticate(), params, deps);
   // Else a stolen token would last for ever.
   if (caller.granted) {
     throw new RegistryError("UNAUTHORIZED", "a token does not get another one: send a name and password");
@@ -158,7 +150,7 @@ async function readForm(ctx: Koa.Context, deps: TokenDeps): Promise<Request> {
   if (username === null || password === null) {
     throw new TokenRefusal("invalid_request", "username and password are needed with grant_type=password");
   }
-  const { requester, note } = ctx.state as RequestState;
+  const { requester, note } = stateOf(ctx);
   const authorization = `Basic ${Buffer.from(`${username}:${password}`).toString("base64")}`;
   const authenticated = deps.authenticator.authenticate({ authorization, certificateName: undefined }, requester());
   const caller = await orNobody(authenticated, params, deps);

@@ -15,6 +15,7 @@ import type { Gate } from "../../registry/gate.ts";
 import type { Names } from "../../registry/names.ts";
 import { readBody } from "../body.ts";
 import { isOnThisMachine } from "../client-address.ts";
+import { stateOf } from "../exchange.ts";
 import { isOwnOrigin, strangerText } from "../own-host.ts";
 import { ClientGone, guardEnd, paced, sendTexts, type ProgressRule } from "../send.ts";
 import { openApiOperation } from "./openapi.ts";
@@ -37,13 +38,6 @@ const MAX_BODY_BYTES = 1024 * 1024;
 const MOST_FAULTS = 20;
 const NO_BODY = z.strictObject({});
 
-/** What the API takes of the server. */
-interface RequestState {
-  requester: () => Requester;
-  authenticate: () => Promise<Caller>;
-  note: (facts: { handler: string }) => void;
-}
-
 interface Route {
   operation: Operation;
   segments: readonly string[];
@@ -63,7 +57,7 @@ export function apiRoutes(deps: ApiDeps): Koa.Middleware {
       await next();
       return;
     }
-    const { requester, authenticate, note } = ctx.state as RequestState;
+    const { requester, authenticate, note } = stateOf(ctx);
     note({ handler: "api" });
     const caller = await authenticate();
     const by = requester();

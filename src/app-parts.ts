@@ -73,13 +73,12 @@ export async function openAccess(parts: AccessParts) {
   const spaces = await Spaces.open({
     db,
     clock,
-    journal,
     accounts,
     upstreams: () => config().upstreams,
     namespaces: config().hosted.namespaces,
   });
-  const teams = new Teams({ db, clock, journal, accounts, spaces });
-  const credentials = stack.use(new Credentials({ db, clock, journal, accounts }));
+  const teams = new Teams({ db, clock, accounts, spaces });
+  const credentials = stack.use(new Credentials({ db, clock, accounts }));
   const passwords = stack.use(new Passwords());
   const tokens = await Tokens.open({ db, clock, config: () => config().access.tokens, service: serviceName(config()) });
   const { htpasswd: file } = config().access;

@@ -197,7 +197,7 @@ export class Accounts implements AsyncDisposable {
     { name, passwordHash, admin }: { name: string; passwordHash?: string | undefined; admin: boolean },
     by: By,
   ): Promise<User> {
-    return this.#change(async (tx) => {
+    return this.change(async (tx) => {
       await takeLoginName(tx, name);
       const isAdmin = admin || !(await tx.get("SELECT 1 FROM users LIMIT 1"));
       const nowMs = this.#clock.now();
@@ -212,7 +212,7 @@ export class Accounts implements AsyncDisposable {
           passwordAtMs: passwordHash === undefined ? null : nowMs,
         },
       );
-      await this.#record(tx, name, [isAdmin ? "added as an administrator" : "added"], by);
+      await this.record(tx, `user:${name}`, [isAdmin ? "added as an administrator" : "added"], by);
       return this.#existing(tx, name);
     });
   }
@@ -222,7 +222,7 @@ export class Accounts implements AsyncDisposable {
    * @throws RegistryError with status 404; 409 where it would leave no administrator that is enabled; what the guard throws
    */
   async changeUser(name: string, change: UserChange, by: By, guard?: Guard): Promise<User> {
-    return this.#change(async (tx) => {
+    return this.change(async (tx) => {
       const user = await this.#existing(tx, name);
       guard?.(user);
       const { admin = user.admin, disabled = user.disabled, passwordHash } = change;
@@ -239,7 +239,7 @@ export class Accounts implements AsyncDisposable {
         ...(disabled === user.disabled ? [] : [disabled ? "disabled" : "enabled"]),
         ...(passwordHash === undefined ? [] : ["password changed"]),
       ];
-      await this.#record(tx, name, details, by);
+      await this.record(tx, `user:${name}`, details, by);
       return this.#existing(tx, name);
     });
   }
@@ -250,7 +250,7 @@ export class Accounts implements AsyncDisposable {
    * the guard throws
    */
   async removeUser(name: string, by: By, guard?: Guard): Promise<void> {
-    await this.#change(async (tx) => {
+    await this.change(async (tx) => {
       const user = await this.#existing(tx, name);
       guard?.(user);
       await this.#keepAdmin(tx, user);
@@ -271,7 +271,7 @@ export class Accounts implements AsyncDisposable {
       );
       await tx.run("DELETE FROM namespaces WHERE user_id = :id", { id });
       await tx.run("DELETE FROM users WHERE id = :id", { id });
-      await this.#record(tx, name, ["removed"], by);
+      await this.record(tx, `user:${name}`, ["removed"], by);
     });
   }
 
@@ -286,16 +286,37 @@ export class Accounts implements AsyncDisposable {
     return this.#lastUse[Symbol.asyncDispose]();
   }
 
-  // ---- within a transaction ----
+  // ---- the way of every change ----
 
-  async #change<T>(work: (tx: Writer) => Promise<T>): Promise<T> {
+  /**
+   * A durable transaction that changes who may log in or do what; everybody who remembers any of that is told.
+   * @param told is awaited first: for what is remembered of the change itself
+   * @throws what `work` throws, of which nobody is told; Error where the commit fails
+   */
+  async change<T>(work: (tx: Writer) => Promise<T>, told: () => Promise<void> = () => Promise.resolve()): Promise<T> {
+    let worked = false;
     try {
-      return await this.#db.transaction("durable", work);
+      return await this.#db.transaction("durable", async (tx) => {
+        const result = await work(tx);
+        worked = true;
+        return result;
+      });
     } finally {
-      // Also where it failed: it may have been committed, and not have reached the disk.
-      this.changed();
-      this.#journal.recorded();
+      // Also where the commit failed: it may not have reached the disk. What was refused makes nobody forget what they know.
+      if (worked) {
+        await told();
+        this.changed();
+        this.#journal.recorded();
+      }
     }
+  }
+
+  /** Puts into the record what a change was, one event for each detail. @param subject `user:alice`, `team:backend`, … */
+  async record(tx: Writer, subject: string, details: readonly string[], by: By): Promise<void> {
+    await this.#journal.recordWithin(
+      tx,
+      details.map((detail) => ({ action: "access", outcome: "done", subject, detail, by })),
+    );
   }
 
   #row(reader: Reader, name: string): Promise<UserRow | undefined> {
@@ -313,13 +334,6 @@ export class Accounts implements AsyncDisposable {
     if (!admin || disabled) return;
     if (await tx.get("SELECT 1 FROM users WHERE admin = 1 AND disabled = 0 AND id <> :id LIMIT 1", { id })) return;
     throw conflict(`${name} is the last administrator that is enabled: make another user an administrator first`);
-  }
-
-  async #record(tx: Writer, name: string, details: readonly string[], by: By): Promise<void> {
-    await this.#journal.recordWithin(
-      tx,
-      details.map((detail) => ({ action: "access", outcome: "done", subject: `user:${name}`, detail, by })),
-    );
   }
 }
 

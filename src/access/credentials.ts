@@ -7,9 +7,8 @@
  */
 import { hash, randomBytes } from "node:crypto";
 import type { Clock, Milliseconds } from "../base/clock.ts";
-import type { Database, SqlValue, Writer } from "../db/database.ts";
+import type { Database, SqlValue } from "../db/database.ts";
 import type { Requester, SystemActor } from "../events/event.ts";
-import type { Journal } from "../events/journal.ts";
 import type { Accounts } from "./accounts.ts";
 import {
   existingRobot,
@@ -92,7 +91,6 @@ const TOKENS_USED =
 export interface CredentialsDeps {
   db: Database;
   clock: Clock;
-  journal: Journal;
   accounts: Accounts;
 }
 
@@ -197,7 +195,7 @@ export class Credentials implements AsyncDisposable {
   addRobot(added: NewRobot, by: By, guard: (team: Robot["team"]) => void): Promise<{ robot: Robot; secret: string }> {
     const { name, description, limits, expiresAtMs } = added;
     const secret = newSecret();
-    return this.#change(async (tx) => {
+    return this.#deps.accounts.change(async (tx) => {
       const team = added.team === undefined ? undefined : await teamNamed(tx, added.team);
       guard(team);
       await takeLoginName(tx, name);
@@ -215,7 +213,12 @@ export class Credentials implements AsyncDisposable {
         },
       );
       const whose = team ? ` for the team ${team.name}` : "";
-      await this.#record(tx, `robot:${name}`, `added${whose}: ${limitsText(limits)}; ${expiryText(expiresAtMs)}`, by);
+      await this.#deps.accounts.record(
+        tx,
+        `robot:${name}`,
+        [`added${whose}: ${limitsText(limits)}; ${expiryText(expiresAtMs)}`],
+        by,
+      );
       return { robot: await existingRobot(tx, name), secret };
     });
   }
@@ -226,7 +229,7 @@ export class Credentials implements AsyncDisposable {
    * @throws RegistryError with status 404; what the guard throws
    */
   updateRobot(name: string, change: RobotChange, by: By, guard: (robot: Robot) => void): Promise<Robot> {
-    return this.#change(async (tx) => {
+    return this.#deps.accounts.change(async (tx) => {
       const robot = await existingRobot(tx, name);
       guard(robot);
       const was = { ...robot, expiresAtMs: robot.expiresAtMs ?? Infinity };
@@ -251,7 +254,7 @@ export class Credentials implements AsyncDisposable {
           expiresAtMs: orNull(expiresAtMs),
         },
       );
-      await this.#record(tx, `robot:${name}`, details.join("; "), by);
+      await this.#deps.accounts.record(tx, `robot:${name}`, [details.join("; ")], by);
       return existingRobot(tx, name);
     });
   }
@@ -268,7 +271,7 @@ export class Credentials implements AsyncDisposable {
     guard: (robot: Robot) => void,
   ): Promise<{ robot: Robot; secret: string }> {
     const secret = newSecret();
-    return this.#change(async (tx) => {
+    return this.#deps.accounts.change(async (tx) => {
       const robot = await existingRobot(tx, name);
       guard(robot);
       const ends = expiresAtMs ?? robot.expiresAtMs ?? Infinity;
@@ -279,18 +282,18 @@ export class Credentials implements AsyncDisposable {
         secret: hash("sha256", secret),
         expiresAtMs: orNull(ends),
       });
-      await this.#record(tx, `robot:${name}`, `rotated; ${expiryText(ends)}`, by);
+      await this.#deps.accounts.record(tx, `robot:${name}`, [`rotated; ${expiryText(ends)}`], by);
       return { robot: await existingRobot(tx, name), secret };
     });
   }
 
   /** @throws RegistryError with status 404; what the guard throws */
   async removeRobot(name: string, by: By, guard: (robot: Robot) => void): Promise<void> {
-    await this.#change(async (tx) => {
+    await this.#deps.accounts.change(async (tx) => {
       const robot = await existingRobot(tx, name);
       guard(robot);
       await tx.run("DELETE FROM robots WHERE id = :id", { id: robot.id });
-      await this.#record(tx, `robot:${name}`, "removed", by);
+      await this.#deps.accounts.record(tx, `robot:${name}`, ["removed"], by);
     });
   }
 
@@ -312,7 +315,7 @@ export class Credentials implements AsyncDisposable {
   addToken(added: NewToken, by: By): Promise<{ token: PersonalToken; secret: string }> {
     const { user, name, limits = WITHOUT_LIMITS, expiresAtMs } = added;
     const secret = newSecret();
-    return this.#change(async (tx) => {
+    return this.#deps.accounts.change(async (tx) => {
       const owner = await tx.get<{ id: number }>("SELECT id FROM users WHERE name = :user", { user });
       if (!owner) throw missing(`there is no user ${user}`);
       if (!isLoginName(name))
@@ -336,47 +339,23 @@ export class Credentials implements AsyncDisposable {
         },
       );
       const detail = `added: ${limitsText(limits)}; ${expiryText(expiresAtMs)}`;
-      await this.#record(tx, `token:${user}/${name}`, detail, by);
+      await this.#deps.accounts.record(tx, `token:${user}/${name}`, [detail], by);
       return { token: await existingToken(tx, user, name), secret };
     });
   }
 
   /** @throws RegistryError with status 404 */
   async removeToken(user: string, name: string, by: By): Promise<void> {
-    await this.#change(async (tx) => {
+    await this.#deps.accounts.change(async (tx) => {
       const { id } = await existingToken(tx, user, name);
       await tx.run("DELETE FROM tokens WHERE id = :id", { id });
-      await this.#record(tx, `token:${user}/${name}`, "removed", by);
+      await this.#deps.accounts.record(tx, `token:${user}/${name}`, ["removed"], by);
     });
   }
 
   /** Writes down what is still to be written of last use. */
   async [Symbol.asyncDispose](): Promise<void> {
     await Promise.all([this.#robotsUsed[Symbol.asyncDispose](), this.#tokensUsed[Symbol.asyncDispose]()]);
-  }
-
-  // ---- within a transaction ----
-
-  async #change<T>(work: (tx: Writer) => Promise<T>): Promise<T> {
-    const { db, accounts, journal } = this.#deps;
-    let worked = false;
-    try {
-      return await db.transaction("durable", async (tx) => {
-        const result = await work(tx);
-        worked = true;
-        return result;
-      });
-    } finally {
-      // Also where the commit failed: it may not have reached the disk. What was refused makes nobody forget what they know.
-      if (worked) {
-        accounts.changed();
-        journal.recorded();
-      }
-    }
-  }
-
-  #record(tx: Writer, subject: string, detail: string, by: By): Promise<void> {
-    return this.#deps.journal.recordWithin(tx, [{ action: "access", outcome: "done", subject, detail, by }]);
   }
 }
 

@@ -9,7 +9,7 @@ import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Config } from "../config/schema.ts";
 import type { Database, Reader, Writer } from "../db/database.ts";
 import type { Requester, SystemActor } from "../events/event.ts";
-import type { Journal } from "../events/journal.ts";
+import type { Accounts } from "./accounts.ts";
 import { namespaceOf, type RepositoryName } from "../oci/reference.ts";
 import { NamespaceTaken, refuseRival, type Claims } from "../store/hosted-catalog.ts";
 import type { Principal, Role, Space, SpaceOwner, Visibility } from "./principal.ts";
@@ -59,9 +59,7 @@ export interface Grant {
 export interface SpacesDeps {
   db: Database;
   clock: Clock;
-  journal: Pick<Journal, "recordWithin" | "recorded">;
-  /** Is told of every change of who may do what. */
-  accounts: { changed: () => void };
+  accounts: Pick<Accounts, "change" | "changed" | "record">;
   /** Read whenever it is needed: it can be reloaded. */
   upstreams: () => Config["upstreams"];
   /** Those that the configuration names. */
@@ -339,16 +337,12 @@ export class Spaces {
 
   // ---- within a change ----
 
-  async #change(name: string, work: (tx: Writer) => Promise<string[]>, by: By): Promise<void> {
-    const { db, accounts, journal } = this.#deps;
-    try {
-      await db.transaction("durable", (tx) => this.#recorded(tx, `namespace:${name}`, work, by));
-    } finally {
-      // Also where it failed: it may have been committed, and not have reached the disk.
-      await this.#read(name);
-      accounts.changed();
-      journal.recorded();
-    }
+  #change(name: string, work: (tx: Writer) => Promise<string[]>, by: By): Promise<void> {
+    const { accounts } = this.#deps;
+    return accounts.change(
+      async (tx) => accounts.record(tx, `namespace:${name}`, await work(tx), by),
+      () => this.#read(name),
+    );
   }
 
   async #changeGrants({ kind, name }: Granting, work: (tx: Writer) => Promise<string[]>, by: By): Promise<void> {
@@ -356,21 +350,10 @@ export class Spaces {
       if (!this.has(name)) throw missing(`there is no namespace ${name}`);
       return this.#change(name, work, by);
     }
-    const { db, accounts, journal } = this.#deps;
-    try {
-      await db.transaction("durable", (tx) => this.#recorded(tx, `upstream:${name}`, work, by));
-    } finally {
-      await this.#readUpstream(name);
-      accounts.changed();
-      journal.recorded();
-    }
-  }
-
-  async #recorded(tx: Writer, subject: string, work: (tx: Writer) => Promise<string[]>, by: By): Promise<void> {
-    const details = await work(tx);
-    await this.#deps.journal.recordWithin(
-      tx,
-      details.map((detail) => ({ action: "access", outcome: "done", subject, detail, by })),
+    const { accounts } = this.#deps;
+    return accounts.change(
+      async (tx) => accounts.record(tx, `upstream:${name}`, await work(tx), by),
+      () => this.#readUpstream(name),
     );
   }
 

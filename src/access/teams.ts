@@ -1,8 +1,8 @@
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Database, Reader, Writer } from "../db/database.ts";
 import type { Requester, SystemActor } from "../events/event.ts";
-import type { Journal } from "../events/journal.ts";
 import { isLoginName } from "./names.ts";
+import type { Accounts } from "./accounts.ts";
 import type { Role } from "./principal.ts";
 import { conflict, invalid, missing } from "./refusals.ts";
 import type { Spaces } from "./spaces.ts";
@@ -27,9 +27,7 @@ export interface TeamMember {
 export interface TeamsDeps {
   db: Database;
   clock: Clock;
-  journal: Pick<Journal, "recordWithin" | "recorded">;
-  /** Is told of every change of who may do what. */
-  accounts: { changed: () => void };
+  accounts: Pick<Accounts, "change" | "record">;
   spaces: Pick<Spaces, "teamGone">;
 }
 
@@ -196,22 +194,9 @@ export class Teams {
 
   // ---- within a change ----
 
-  async #change(name: string, work: (tx: Writer) => Promise<string[]>, by: By): Promise<void> {
-    const { db, accounts, journal } = this.#deps;
-    try {
-      await db.transaction("durable", async (tx) => {
-        const details = await work(tx);
-        const subject = `team:${name}`;
-        await journal.recordWithin(
-          tx,
-          details.map((detail) => ({ action: "access", outcome: "done", subject, detail, by })),
-        );
-      });
-    } finally {
-      // Also where it failed: it may have been committed, and not have reached the disk.
-      accounts.changed();
-      journal.recorded();
-    }
+  #change(name: string, work: (tx: Writer) => Promise<string[]>, by: By): Promise<void> {
+    const { accounts } = this.#deps;
+    return accounts.change(async (tx) => accounts.record(tx, `team:${name}`, await work(tx), by));
   }
 
   async #id(tx: Reader, name: string): Promise<number> {

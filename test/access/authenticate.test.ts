@@ -84,7 +84,7 @@ async function makeDoor({
   };
   const journal = stack.use(new Journal({ db, clock, config: () => kept, log, metrics, onFault }));
   const accounts = stack.use(await Accounts.open({ db, clock, journal }));
-  const credentials = stack.use(new Credentials({ db, clock, journal, accounts }));
+  const credentials = stack.use(new Credentials({ db, clock, accounts }));
   const passwords = stack.use(new CountedPasswords());
   const path = join(folder, "htpasswd");
   if (lines !== undefined) await writeFile(path, lines);

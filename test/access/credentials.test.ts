@@ -28,8 +28,8 @@ async function stage(): Promise<Stage> {
   const world = stack.use(await makeWorld());
   let aheadMs = 0;
   const clock = { ...systemClock, now: () => systemClock.now() + aheadMs };
-  const { db, journal, accounts } = world;
-  const credentials = stack.use(new Credentials({ db, clock, journal, accounts }));
+  const { db, accounts } = world;
+  const credentials = stack.use(new Credentials({ db, clock, accounts }));
   await accounts.addUser({ name: "root", admin: true }, BY);
   await accounts.addUser({ name: "alice", admin: false }, BY);
   await world.teams.add({ name: "team", description: "", owner: undefined }, BY);

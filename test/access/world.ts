@@ -47,9 +47,9 @@ export async function makeWorld(
   );
   const accounts = stack.use(await Accounts.open({ db, clock, journal }));
   const reopened = (): Promise<Spaces> =>
-    Spaces.open({ db, clock, journal, accounts, upstreams: () => config.upstreams, namespaces });
+    Spaces.open({ db, clock, accounts, upstreams: () => config.upstreams, namespaces });
   const spaces = await reopened();
-  const teams = new Teams({ db, clock, journal, accounts, spaces });
+  const teams = new Teams({ db, clock, accounts, spaces });
   const told = async (): Promise<string[]> =>
     (await journal.after(0, 1000)).map(({ subject, detail }) => `${subject}: ${detail}`);
   const owned = stack.move();

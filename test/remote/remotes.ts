@@ -30,6 +30,19 @@ export interface OpenedRemote {
   [Symbol.asyncDispose]: () => Promise<void>;
 }
 
+/** An address as the configuration would have it, with what a test wants otherwise. */
+export function endpointOf(url: string, config: Partial<EndpointConfig> = {}): EndpointConfig {
+  return {
+    url,
+    realms: [],
+    trustedHosts: [],
+    allowPrivate: false,
+    connections: 8,
+    timeouts: { connect: 5000, firstByte: 15_000, progress: 15_000 },
+    ...config,
+  };
+}
+
 export async function openRemote(
   url: string,
   config: Partial<EndpointConfig> = {},
@@ -38,26 +51,15 @@ export async function openRemote(
   const clock = new TestClock();
   const seen: string[] = [];
   let bytes = 0;
-  const remote = await createRemote(
-    {
-      url,
-      realms: [],
-      trustedHosts: [],
-      allowPrivate: false,
-      connections: 8,
-      timeouts: { connect: 5000, firstByte: 15_000, progress: 15_000 },
-      ...config,
+  const remote = await createRemote(endpointOf(url, config), {
+    clock,
+    log: await createLog({ level: "silent", format: "json" }),
+    observe: {
+      request: (kind: RemoteKind, method, code) => void seen.push(`${kind} ${method} ${code}`),
+      received: (more) => (bytes += more),
     },
-    {
-      clock,
-      log: await createLog({ level: "silent", format: "json" }),
-      observe: {
-        request: (kind: RemoteKind, method, code) => void seen.push(`${kind} ${method} ${code}`),
-        received: (more) => (bytes += more),
-      },
-      policy: { attempts, baseMs: 100, maxMs: 1000 },
-    },
-  );
+    policy: { attempts, baseMs: 100, maxMs: 1000 },
+  });
   return {
     remote,
     clock,

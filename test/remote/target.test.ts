@@ -9,29 +9,18 @@ import { RemoteError } from "../../src/remote/remote-error.ts";
 import { createTarget, type Pieces, type Target, type UploadSession } from "../../src/remote/target.ts";
 import { makeImage, virtualBlob } from "../kit/images.ts";
 import { startRegistry } from "../kit/registry.ts";
-import { fault, startScript, TestClock } from "./remotes.ts";
+import { endpointOf, fault, startScript, TestClock } from "./remotes.ts";
 
 const blob = virtualBlob(3_000_000, "target");
 const image = makeImage({ layers: [1000] });
 
 async function openTarget(url: string, config: Partial<EndpointConfig> = {}): Promise<Target & { clock: TestClock }> {
   const clock = new TestClock();
-  const target = await createTarget(
-    {
-      url,
-      realms: [],
-      trustedHosts: [],
-      allowPrivate: false,
-      connections: 8,
-      timeouts: { connect: 5000, firstByte: 15_000, progress: 15_000 },
-      ...config,
-    },
-    {
-      clock,
-      log: await createLog({ level: "silent", format: "json" }),
-      observe: { request: () => undefined, received: () => undefined },
-    },
-  );
+  const target = await createTarget(endpointOf(url, config), {
+    clock,
+    log: await createLog({ level: "silent", format: "json" }),
+    observe: { request: () => undefined, received: () => undefined },
+  });
   return Object.assign(target, { clock });
 }
 

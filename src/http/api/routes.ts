@@ -118,6 +118,7 @@ function checkPage(
   const reads = method === "GET" || method === "HEAD";
   if (reads || origin === undefined) return;
   const from = URL.canParse(origin) ? new URL(origin).host : origin;
+  // A page of the very name that is asked: what a browser knows of passwords, it knows by name.
   if (from === host || isOwnOrigin(origin, host, isOwnHost)) return;
   throw new Problem("forbidden", `a web page of ${origin.slice(0, 300)} sends this: only pages of this server may`);
 }

@@ -20,11 +20,11 @@ export interface Facts {
 /** What the server gives to every route, under `/v2/` or not. */
 export interface RequestState {
   /** Looks up who sends it, anew each time. @throws RegistryError UNAUTHORIZED, TOOMANYREQUESTS, DENIED */
-  authenticate(): Promise<Caller>;
+  authenticate: () => Promise<Caller>;
   /** Who sends it, for the record of what happens; with its name once it has been looked up. */
-  requester(): Requester;
+  requester: () => Requester;
   /** What the log line and the metrics say of it. */
-  note(facts: Facts): void;
+  note: (facts: Facts) => void;
 }
 
 export function stateOf(ctx: Koa.Context): RequestState {

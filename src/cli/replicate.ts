@@ -170,6 +170,7 @@ async function ownEndpoint(config: Config, env: NodeJS.ProcessEnv): Promise<Endp
     trustedHosts: [],
     allowPrivate: true,
     connections: 16,
+    requests: 0,
     timeouts: { connect: 5000, firstByte: 60_000, progress: 20_000 },
   };
 }

@@ -105,10 +105,11 @@ export const endpoint = {
     .describe("Whether this host's public-looking name may resolve to a private address."),
   connections: whole(16, 1, 256, "Connections to this host at a time."),
   bandwidth: anySize(
-    "What is read from this host at most; without it, no limit.",
+    "What is read from this host, and sent to it, at most; without it, no limit.",
     1024,
     "A size per second",
   ).optional(),
+  requests: whole(0, 0, 100_000, "Requests sent to this host a second at most; 0: no limit."),
   timeouts: section(
     {
       connect: duration("5s", "Until a connection with TLS stands.", A_WAIT),

@@ -5,14 +5,37 @@ import { z } from "zod";
 import { PLACEHOLDERS, readRepositories, unknownPlaceholders } from "../oci/repository-glob.ts";
 import { isTag } from "../oci/reference.ts";
 import { endpoint } from "./endpoint-schema.ts";
-import { duration, matching, nonEmpty, section, whole } from "./fields.ts";
+import { duration, isCron, matching, nonEmpty, readSecret, section, whole } from "./fields.ts";
 import { SELF, replicationFaults } from "./replication-checks.ts";
 
 const { connections: _, ...address } = endpoint;
 
+const notifications = z
+  .strictObject({
+    secret: nonEmpty.optional().meta({
+      description: "What it has to present when it tells of a push. A secret: prefer secretFile.",
+      writeOnly: true,
+    }),
+    secretFile: nonEmpty.optional().describe("File that holds the secret; a line break at its end is left out."),
+  })
+  .transform(({ secret, secretFile }, context) => {
+    const refuse = (path: string[], message: string, remedy: string) => {
+      context.issues.push({ code: "custom", message, params: { remedy }, path, input: undefined });
+      return z.NEVER;
+    };
+    if ((secret === undefined) === (secretFile === undefined)) {
+      return refuse([], "needs exactly one of secret and secretFile", "write one that cannot be guessed into a file");
+    }
+    if (secretFile === undefined) return { secret };
+    const read = readSecret(secretFile);
+    return "secret" in read ? { secret: read.secret } : refuse(["secretFile"], read.message, read.remedy);
+  })
+  .describe("Webhooks of this registry that start copies at once.");
+
 const registry = z
   .strictObject({
     ...address,
+    notifications: notifications.optional(),
     concurrency: whole(8, 1, 256, "Requests to this registry at a time."),
     quota: section(
       {
@@ -98,8 +121,12 @@ const rule = z
             ),
           )
           .prefault([])
+          .describe("Of an index, only the images for these, such as linux/amd64. None: all."),
+        index: z
+          .enum(["all", "sparse", "rewrite"])
+          .default("sparse")
           .describe(
-            "Of an index, only the images for these, such as linux/amd64; the index itself stays as it is. None: all.",
+            "What becomes of an index of which only some is wanted: sparse leaves it as it is, rewrite makes one of what was copied, under another digest; all copies everything, whatever only says.",
           ),
       },
       "Which platforms.",
@@ -137,8 +164,40 @@ const rule = z
           .optional()
           .describe("A tag that is moved stays under this name, too, such as {{tag}}-prev."),
         immutable: z.array(tagGlob).prefault([]).describe("Globs of tags that are never moved once they are there."),
+        together: z.boolean().default(false).describe("Whether a run moves its tags at its end, all of them or none."),
       },
       "What happens to tags that are there.",
+    ),
+    on: section(
+      {
+        cron: matching(isCron, "is not a cron expression", "write five fields such as 0 */2 * * *")
+          .optional()
+          .describe("When it runs by itself: a cron expression in UTC. Without it, only by hand."),
+        push: z.boolean().default(false).describe("Whether a push to its source starts the copy at once."),
+        window: matching(isWindow, "is no part of the day", 'write two times in UTC such as "20:00-06:00"')
+          .optional()
+          .describe(
+            "When copies that nobody asked for by hand begin, in UTC, such as 20:00-06:00. Without it, always.",
+          ),
+      },
+      "What starts it.",
+    ),
+    delete: section(
+      {
+        mirror: z
+          .boolean()
+          .default(false)
+          .describe("Whether tags go at the target that the source has no more, or that the rule leaves out now."),
+        ownedOnly: z.boolean().default(true).describe("Only those that this rule has put there."),
+        grace: duration("7d", "So long after a run has first missed them."),
+        maxPercent: whole(
+          5,
+          1,
+          100,
+          "At most so many in a hundred of a repository's copies a run, but one in any case; else none.",
+        ),
+      },
+      "Which tags it deletes at a target.",
     ),
   })
   .describe("What is copied where.");
@@ -168,4 +227,10 @@ function isTagGlob(text: string): boolean {
   } catch {
     return false;
   }
+}
+
+/** `20:00-06:00`; the end is exclusive. */
+function isWindow(text: string): boolean {
+  const [from, to] = /^((?:[01]\d|2[0-3]):[0-5]\d)-((?:[01]\d|2[0-3]):[0-5]\d)$/.exec(text)?.slice(1) ?? [];
+  return from !== undefined && from !== to;
 }

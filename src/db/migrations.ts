@@ -6,7 +6,7 @@
  * manifests           content in the database, byte for byte; subject, artifact_type and annotations answer the referrers of a subject
  * manifest_children   the edges from a manifest to what it points to, with the size that its descriptor claims
  * repository_content  who may reach which digest: the right to read is per repository, though content is stored once
- * tags                checked_at: when upstream last confirmed it
+ * tags                checked_at: when upstream last confirmed it; origin: when and where it was pushed first, if it was replicated here
  * users               who logs in with a password; NULL: none yet, so only with tokens
  * teams, team_members who works together, and as what
  * namespaces          hosted namespaces that a push or somebody has made, beside the configured ones; neither team nor user: it is global
@@ -16,12 +16,18 @@
  * signing_keys        of the token service: an authority that lasts, and signers that it vouches for in turn
  * uploads             sessions; how far one has come is the size of its file
  * jobs                work that outlives the process: at most one unfinished one of a kind with the same dedupe key
+ *                     subject is what it is about, parent the job that it is a part of; asked is what a running one is to become
  * job_lines           what a job has to say of its work
  * schedules           when a schedule last came due
  * events              what happened, one row each; outlives what it is about
  * webhook_cursors     up to which event an endpoint has been told; while it fails: where the batch ends that is tried, how often it was
  *                     tried, and how often in a row the endpoint has failed
  * webhook_failures    ranges of events that an endpoint did not take
+ * replication_rules   rules made by the API, beside the configured ones
+ * replication_states  of a rule: why it is paused; the last event that it has looked at; its last run; when it was last seen to be in step
+ * replication_copies  what a rule's copies were made of; owned: no other tag was there before; gone_since: the source was first without it
+ * replication_moves   what tags of targets led to before a run moved them, NULL: they were not there
+ * replication_uploads how far uploads to targets have come, to be gone on with after a restart
  * namespace_content   what the hosted repositories of a namespace hold, each content once, and how many of them hold it
  * namespace_usage     the bytes of it; both are kept by triggers, whatever changes repository_content
  * listings            answers of upstreams to tag lists and referrers, with a short life
@@ -84,6 +90,8 @@ export const MIGRATIONS: readonly string[] = [
     updated_at INTEGER NOT NULL,
     checked_at INTEGER NOT NULL,
     pulled_at INTEGER,
+    origin_at INTEGER,
+    origin_by TEXT,
     PRIMARY KEY (repository_id, name)
   ) STRICT, WITHOUT ROWID;
   CREATE INDEX tags_by_digest ON tags (digest);
@@ -180,14 +188,16 @@ export const MIGRATIONS: readonly string[] = [
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,
     dedupe TEXT,
+    subject TEXT,
+    parent INTEGER,
     payload TEXT NOT NULL,
     priority INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'dead', 'cancelled')),
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'paused', 'done', 'dead', 'cancelled')),
     attempts INTEGER NOT NULL DEFAULT 0,
     run_at INTEGER NOT NULL,
     lease TEXT,
     leased_until INTEGER,
-    cancel_asked INTEGER NOT NULL DEFAULT 0,
+    asked TEXT CHECK (asked IN ('cancel', 'pause')),
     progress TEXT,
     result TEXT,
     error TEXT,
@@ -195,13 +205,15 @@ export const MIGRATIONS: readonly string[] = [
     started_at INTEGER,
     ended_at INTEGER
   ) STRICT;
-  CREATE UNIQUE INDEX jobs_unfinished ON jobs (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running');
+  CREATE UNIQUE INDEX jobs_unfinished ON jobs (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running', 'paused');
   CREATE INDEX jobs_due ON jobs (kind, priority DESC, run_at, id) WHERE state = 'queued';
   CREATE INDEX jobs_next ON jobs (kind, run_at) WHERE state = 'queued';
   CREATE INDEX jobs_by_kind ON jobs (kind, state);
   CREATE INDEX jobs_by_state ON jobs (state, kind);
   CREATE INDEX jobs_leased ON jobs (leased_until) WHERE state = 'running';
   CREATE INDEX jobs_ended ON jobs (kind, ended_at) WHERE ended_at IS NOT NULL;
+  CREATE INDEX jobs_by_subject ON jobs (kind, subject, id) WHERE subject IS NOT NULL;
+  CREATE INDEX jobs_by_parent ON jobs (parent, state) WHERE parent IS NOT NULL;
   CREATE TABLE job_lines (
     id INTEGER PRIMARY KEY,
     job_id INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
@@ -261,6 +273,48 @@ export const MIGRATIONS: readonly string[] = [
     redelivered_at INTEGER
   ) STRICT;
   CREATE INDEX webhook_failures_by_endpoint ON webhook_failures (endpoint, id);
+  CREATE TABLE replication_rules (
+    name TEXT PRIMARY KEY,
+    rule TEXT NOT NULL,
+    changed_at INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE replication_states (
+    rule TEXT PRIMARY KEY,
+    paused TEXT,
+    event_id INTEGER,
+    run INTEGER,
+    run_at INTEGER,
+    settled_at INTEGER
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE replication_copies (
+    rule TEXT NOT NULL,
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    source TEXT NOT NULL,
+    source_digest TEXT NOT NULL,
+    owned INTEGER NOT NULL,
+    copied_at INTEGER NOT NULL,
+    gone_since INTEGER,
+    PRIMARY KEY (rule, registry, repository, tag)
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE replication_moves (
+    run INTEGER NOT NULL,
+    registry TEXT NOT NULL,
+    repository TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    was TEXT,
+    became TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    undone_at INTEGER,
+    PRIMARY KEY (run, registry, repository, tag)
+  ) STRICT, WITHOUT ROWID;
+  CREATE TABLE replication_uploads (
+    key TEXT PRIMARY KEY,
+    session TEXT NOT NULL,
+    at INTEGER NOT NULL
+  ) STRICT, WITHOUT ROWID;
   CREATE TABLE namespace_content (
     namespace TEXT NOT NULL,
     digest TEXT NOT NULL,

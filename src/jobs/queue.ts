@@ -18,6 +18,10 @@ export interface Job {
   id: number;
   kind: string;
   dedupe: string | undefined;
+  /** What it is about, as a person would say it. */
+  subject: string | undefined;
+  /** The job that it is a part of. */
+  parent: number | undefined;
   payload: unknown;
   priority: number;
   state: JobState;
@@ -43,6 +47,10 @@ export interface NewJob {
   payload: object;
   /** At most one unfinished job of a kind has a key. */
   dedupe?: string;
+  /** What it is about: lists are filtered by it. */
+  subject?: string;
+  /** The id of the job that it is a part of. */
+  parent?: number;
   /** Higher first; 0 if absent. */
   priority?: number;
   /** Not before; now if absent. */
@@ -99,8 +107,13 @@ const MOST_LINES = 1_000;
 const GROUP = 5;
 
 /** A job before its columns are read. */
-interface Row extends Omit<Job, "dedupe" | "payload" | "progress" | "result" | "error" | "startedAtMs" | "endedAtMs"> {
+interface Row extends Omit<
+  Job,
+  "dedupe" | "subject" | "parent" | "payload" | "progress" | "result" | "error" | "startedAtMs" | "endedAtMs"
+> {
   dedupe: string | null;
+  subject: string | null;
+  parent: number | null;
   payload: string;
   progress: string | null;
   result: string | null;
@@ -109,7 +122,7 @@ interface Row extends Omit<Job, "dedupe" | "payload" | "progress" | "result" | "
   endedAtMs: Milliseconds | null;
 }
 
-const COLUMNS = `id, kind, dedupe, payload, priority, state, attempts, run_at AS "runAtMs", progress, result, error,
+const COLUMNS = `id, kind, dedupe, subject, parent, payload, priority, state, attempts, run_at AS "runAtMs", progress, result, error,
   created_at AS "createdAtMs", started_at AS "startedAtMs", ended_at AS "endedAtMs"`;
 
 /** By whether a kind and a state are asked for: each has an index of its own. */
@@ -150,18 +163,30 @@ export class JobQueue {
   }
 
   /** The same in the caller's transaction. */
-  async addWithin(tx: Writer, { kind, payload, dedupe, priority = 0, runAtMs }: NewJob): Promise<Added> {
+  async addWithin(
+    tx: Writer,
+    { kind, payload, dedupe, subject, parent, priority = 0, runAtMs }: NewJob,
+  ): Promise<Added> {
     const nowMs = this.#clock.now();
     const added = await tx.get<{ id: number }>(
-      `INSERT INTO jobs (kind, dedupe, payload, priority, state, run_at, created_at)
-       VALUES (:kind, :dedupe, :payload, :priority, 'queued', :runAtMs, :nowMs)
-       ON CONFLICT (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running') DO NOTHING
+      `INSERT INTO jobs (kind, dedupe, subject, parent, payload, priority, state, run_at, created_at)
+       VALUES (:kind, :dedupe, :subject, :parent, :payload, :priority, 'queued', :runAtMs, :nowMs)
+       ON CONFLICT (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running', 'paused') DO NOTHING
        RETURNING id`,
-      { kind, dedupe: dedupe ?? null, payload: JSON.stringify(payload), priority, runAtMs: runAtMs ?? nowMs, nowMs },
+      {
+        kind,
+        dedupe: dedupe ?? null,
+        subject: subject ?? null,
+        parent: parent ?? null,
+        payload: JSON.stringify(payload),
+        priority,
+        runAtMs: runAtMs ?? nowMs,
+        nowMs,
+      },
     );
     if (added) return { id: added.id, joined: false };
     const there = await tx.get<{ id: number }>(
-      `SELECT id FROM jobs WHERE kind = :kind AND dedupe = :dedupe AND state IN ('queued', 'running')`,
+      `SELECT id FROM jobs WHERE kind = :kind AND dedupe = :dedupe AND state IN ('queued', 'running', 'paused')`,
       { kind, dedupe: dedupe ?? null },
     );
     if (!there) throw new Error(`a job of kind ${kind} was neither added nor there`);
@@ -209,7 +234,7 @@ export class JobQueue {
   cancel(id: number): Promise<"cancelled" | "running" | undefined> {
     return this.#db.transaction("durable", async (tx) => {
       if (await this.#withdrawWithin(tx, id)) return "cancelled";
-      const asked = await tx.run(`UPDATE jobs SET cancel_asked = 1 WHERE id = :id AND state = 'running'`, { id });
+      const asked = await tx.run(`UPDATE jobs SET asked = 'cancel' WHERE id = :id AND state = 'running'`, { id });
       return asked > 0 ? "running" : undefined;
     });
   }
@@ -229,10 +254,10 @@ export class JobQueue {
   retry(id: number): Promise<boolean> {
     return this.#db.transaction("durable", async (tx) => {
       const queued = await tx.run(
-        `UPDATE jobs SET state = 'queued', attempts = 0, run_at = :nowMs, cancel_asked = 0, ended_at = NULL
+        `UPDATE jobs SET state = 'queued', attempts = 0, run_at = :nowMs, asked = NULL, ended_at = NULL
          WHERE id = :id AND state IN ('dead', 'cancelled') AND NOT EXISTS (
            SELECT 1 FROM jobs other
-           WHERE other.kind = jobs.kind AND other.dedupe = jobs.dedupe AND other.state IN ('queued', 'running'))`,
+           WHERE other.kind = jobs.kind AND other.dedupe = jobs.dedupe AND other.state IN ('queued', 'running', 'paused'))`,
         { id, nowMs: this.#clock.now() },
       );
       return queued > 0;
@@ -277,12 +302,12 @@ export class JobQueue {
       const lost: Claim[] = [];
       const cancelled: Claim[] = [];
       for (const claim of claims) {
-        const row = await tx.get<{ asked: number }>(
-          `UPDATE jobs SET leased_until = :untilMs WHERE id = :id AND lease = :lease RETURNING cancel_asked AS asked`,
+        const row = await tx.get<{ asked: string | null }>(
+          `UPDATE jobs SET leased_until = :untilMs WHERE id = :id AND lease = :lease RETURNING asked`,
           { id: claim.job.id, lease: claim.lease, untilMs: nowMs + leaseMs },
         );
         if (!row) lost.push(claim);
-        else if (row.asked === 1) cancelled.push(claim);
+        else if (row.asked === "cancel") cancelled.push(claim);
       }
       return { lost, cancelled, freed: await this.#freeWithin(tx, nowMs, nowMs) };
     });
@@ -296,8 +321,8 @@ export class JobQueue {
   /** The run has cost an attempt: should it be what ends the process, it is not begun forever. */
   #freeWithin(tx: Writer, nowMs: Milliseconds, untilMs: Milliseconds): Promise<number> {
     return tx.run(
-      `UPDATE jobs SET state = CASE cancel_asked WHEN 1 THEN 'cancelled' ELSE 'queued' END,
-         ended_at = CASE cancel_asked WHEN 1 THEN :nowMs END, lease = NULL, leased_until = NULL
+      `UPDATE jobs SET state = CASE asked WHEN 'cancel' THEN 'cancelled' ELSE 'queued' END,
+         ended_at = CASE asked WHEN 'cancel' THEN :nowMs END, lease = NULL, leased_until = NULL
        WHERE state = 'running' AND leased_until < :untilMs`,
       { nowMs, untilMs },
     );
@@ -340,14 +365,14 @@ export class JobQueue {
     const { job, lease } = claim;
     const nowMs = this.#clock.now();
     return this.#db.transaction("lazy", async (tx) => {
-      const held = await tx.get<{ asked: number }>(
-        `SELECT cancel_asked AS asked FROM jobs WHERE id = :id AND lease = :lease`,
-        { id: job.id, lease },
-      );
+      const held = await tx.get<{ asked: string | null }>(`SELECT asked FROM jobs WHERE id = :id AND lease = :lease`, {
+        id: job.id,
+        lease,
+      });
       if (!held) return undefined;
       await this.#noteWithin(tx, claim, note);
       const again = ending.state === "queued" ? ending : undefined;
-      const state: JobState = again && held.asked === 1 ? "cancelled" : ending.state;
+      const state: JobState = again && held.asked === "cancel" ? "cancelled" : ending.state;
       await tx.run(
         `UPDATE jobs SET state = :state, attempts = attempts - :free, run_at = COALESCE(:runAtMs, run_at), result = :result,
            error = COALESCE(:error, error), ended_at = :endedAtMs, lease = NULL, leased_until = NULL
@@ -392,6 +417,8 @@ function jobOf(row: Row): Job {
   return {
     ...row,
     dedupe: row.dedupe ?? undefined,
+    subject: row.subject ?? undefined,
+    parent: row.parent ?? undefined,
     payload: JSON.parse(row.payload) as unknown,
     progress: row.progress === null ? undefined : (JSON.parse(row.progress) as unknown),
     result: row.result === null ? undefined : (JSON.parse(row.result) as unknown),

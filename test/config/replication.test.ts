@@ -186,5 +186,5 @@ test("a registry's password comes from the environment, and a key that nothing o
   const env = { ENTREPOT_REPLICATION__REGISTRIES__HUB__AUTH__PASSWORD: "s3cret" };
   const { config } = await loadConfig({ file: folder.path("entrepot.yaml"), env });
   assert.deepEqual(config.replication.registries["hub"]?.auth, { username: "me", password: "s3cret" });
-  assert.deepEqual(faultsOf([{ on: { push: true } } as RuleText]), ["rules[0].on is not a key"]);
+  assert.deepEqual(faultsOf([{ when: { push: true } } as RuleText]), ["rules[0].when is not a key"]);
 });

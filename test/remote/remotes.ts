@@ -38,6 +38,7 @@ export function endpointOf(url: string, config: Partial<EndpointConfig> = {}): E
     trustedHosts: [],
     allowPrivate: false,
     connections: 8,
+    requests: 0,
     timeouts: { connect: 5000, firstByte: 15_000, progress: 15_000 },
     ...config,
   };

@@ -65,11 +65,11 @@ export class SourceContent {
     }
   }
 
-  /** What refers to a digest, also where only the tag of the fallback lists it. @param listed the repository's tags */
+  /** What refers to a digest, also where only the tag of the fallback lists it. @param listed the repository's tags; undefined: not known */
   async referrers(
     repository: RepositoryName,
     subject: Digest,
-    listed: ReadonlySet<string>,
+    listed: ReadonlySet<string> | undefined,
   ): Promise<{ digest: Digest; artifactType: string | undefined }[]> {
     const { queue, remote } = this.#registry;
     const found = await queue.add(() => remote.referrers(repository, subject, { signal: this.#signal }));
@@ -81,7 +81,10 @@ export class SourceContent {
       );
     }
     const fallback = referrersTag(subject);
-    if (!listed.has(fallback)) return [];
+    const isThere = listed
+      ? listed.has(fallback)
+      : await queue.add(() => remote.headManifest(repository, fallback, { signal: this.#signal }));
+    if (isThere === undefined || isThere === false) return [];
     const { manifests } = await this.#manifest(repository, fallback);
     return manifests.map(({ digest, artifactType }) => ({ digest, artifactType }));
   }

@@ -11,20 +11,11 @@ import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import { SourceContent, type Closure } from "./content.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
-import { copyName, judgeTag, sourcesOf, type Verdict } from "./rules.ts";
-import { selectTags, tagsNamedAfter, tooOld, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
+import { TagPlans, type PlannedTag, type TagPlanOptions, type TargetRepository } from "./plan-tag.ts";
+import { copyName, sourcesOf } from "./rules.ts";
+import { selectTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
-/** `withhold`: it lacks what `attached.require` names. */
-export type PlannedTag = {
-  tag: Tag;
-  digest: Digest;
-  /** Why the rule is about it. */
-  why: string;
-  /** What refers to it and is not at the target. */
-  referrers: Digest[];
-  /** Of a tag that comes along with an image: the image. */
-  companionOf?: Digest;
-} & (Verdict | { action: "withhold"; because: string });
+export type { PlannedTag } from "./plan-tag.ts";
 
 /** One source repository at one target. */
 export interface PlannedRepository {
@@ -73,12 +64,6 @@ export interface PlanOptions {
   signal: AbortSignal;
 }
 
-const SIGNATURES: ReadonlySet<string> = new Set([
-  "application/vnd.dev.cosign.artifact.sig.v1+json",
-  "application/vnd.dev.sigstore.bundle.v0.3+json",
-  "application/vnd.cncf.notary.signature",
-]);
-
 /** @param registries by name: all that the rule names. @throws the signal's reason */
 export async function planRule(
   rule: ReplicationRule,
@@ -104,21 +89,13 @@ interface SourceRepository {
   digests: Map<Tag, Digest>;
 }
 
-/** A place where copies of a source repository go. */
-interface TargetRepository {
-  registry: PlanRegistry;
-  name: RepositoryName;
-  dropped: DroppedTag[];
-  /** Images whose companions some tag has brought: another tag of the same image need not. */
-  attended: Set<Digest>;
-}
-
 class Planning {
   readonly #rule: ReplicationRule;
   readonly #registries: ReadonlyMap<string, PlanRegistry>;
   readonly #options: PlanOptions;
   readonly #source: PlanRegistry;
   readonly #content: SourceContent;
+  readonly #tags: TagPlans;
   readonly #faults: PlanFault[] = [];
   /** Target reference → the repository that it is the copy of. */
   readonly #taken = new Map<string, RepositoryName>();
@@ -129,6 +106,8 @@ class Planning {
     this.#options = options;
     this.#source = this.#registry(rule.from.registry);
     this.#content = new SourceContent(this.#source, rule.platforms.only, options.signal);
+    const attempt: TagPlanOptions["attempt"] = (where, work) => this.#attempt(where, work);
+    this.#tags = new TagPlans(rule, this.#source, this.#content, { ...options, attempt });
   }
 
   async run(): Promise<RulePlan> {
@@ -224,7 +203,7 @@ class Planning {
       const digests = new Map<Tag, Digest>();
       await Promise.all(
         selected.map(async ({ tag }) => {
-          const digest = await this.#attempt(`${name}:${tag}`, () => this.#headSource(name, tag));
+          const digest = await this.#attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
           if (digest !== undefined) digests.set(tag, digest);
         }),
       );
@@ -232,95 +211,11 @@ class Planning {
     });
   }
 
-  async #headSource(name: RepositoryName, tag: Tag): Promise<Digest> {
-    const head = await this.#head(this.#source, name, tag);
-    if (head === undefined) throw new Error(`${this.#source.name} lists it and does not have it`);
-    return head ?? (await this.#content.digestOf(name, tag));
-  }
-
-  /** @returns undefined: it is not there; null: it is, and its digest was not told */
-  async #head(registry: PlanRegistry, name: RepositoryName, tag: Tag): Promise<Digest | null | undefined> {
-    const { queue, remote } = registry;
-    const head = await queue.add(() => remote.headManifest(name, tag, { signal: this.#options.signal }));
-    if (head === undefined || head === "notModified") return undefined;
-    return head.digest ?? null;
-  }
-
-  /** A tag that was selected, and those that are named after its digest. */
   async #tag(source: SourceRepository, selected: SelectedTag, target: TargetRepository): Promise<PlannedTag[]> {
-    const { tag, why } = selected;
-    const digest = source.digests.get(tag);
+    const digest = source.digests.get(selected.tag);
     if (digest === undefined) return [];
-    const planned = await this.#attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag[]> => {
-      const verdict = await this.#judge(source, tag, digest, target);
-      const changes = verdict.action === "copy" || verdict.action === "replace";
-      if (changes && this.#rule.tags.maxAge > 0 && !selected.always) {
-        const madeAtMs = await this.#content.madeAt(source.name, digest);
-        const old = tooOld(selected, this.#rule.tags, madeAtMs, this.#options.nowMs);
-        if (old) {
-          target.dropped.push(old);
-          return [];
-        }
-      }
-      const { referrers: withReferrers, digestTags, require } = this.#rule.attached;
-      const needsSignature = changes && require.includes("signature");
-      const attends = (changes || verdict.action === "same") && !target.attended.has(digest);
-      if (attends) target.attended.add(digest);
-      const named = tagsNamedAfter(digest, [...source.listed]);
-      const asks = needsSignature || (attends && withReferrers);
-      const referrers = asks ? await this.#content.referrers(source.name, digest, source.listed) : [];
-      const isSigned =
-        named.some((one) => one.endsWith(".sig")) ||
-        referrers.some(({ artifactType }) => SIGNATURES.has(artifactType ?? ""));
-      if (needsSignature && !isSigned) {
-        return [{ tag, digest, why, action: "withhold", because: "it has no signature", referrers: [] }];
-      }
-      const digests = attends && withReferrers ? referrers.map((one) => one.digest) : [];
-      const missing = await this.#missing(target, digests);
-      const companions = await Promise.all(
-        (attends && digestTags ? named : []).map((one) => this.#companion(source, one, { tag, digest }, target)),
-      );
-      return [{ tag, digest, why, referrers: missing, ...verdict }, ...companions.flat()];
-    });
-    return planned ?? [];
-  }
-
-  async #companion(
-    source: SourceRepository,
-    tag: Tag,
-    image: { tag: Tag; digest: Digest },
-    target: TargetRepository,
-  ): Promise<PlannedTag[]> {
-    const planned = await this.#attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag> => {
-      const digest = await this.#headSource(source.name, tag);
-      const verdict = await this.#judge(source, tag, digest, target);
-      return { tag, digest, why: `belongs to ${image.tag}`, referrers: [], companionOf: image.digest, ...verdict };
-    });
-    return planned ? [planned] : [];
-  }
-
-  async #judge(
-    source: SourceRepository,
-    tag: Tag,
-    digest: Digest,
-    { registry, name }: TargetRepository,
-  ): Promise<Verdict> {
-    const was = await this.#head(registry, name, tag);
-    if (was === null) throw new Error(`${registry.name} does not tell what ${name}:${tag} points to`);
-    const verdict = judgeTag(tag, digest, was, this.#rule.write);
-    if (verdict.action !== "replace" || !verdict.backup || !source.digests.has(verdict.backup)) return verdict;
-    return { action: "fail", was: verdict.was, because: `its backup ${verdict.backup} is a tag that is copied, too` };
-  }
-
-  /** Those manifests that a target does not have. */
-  async #missing(
-    { registry: { queue, remote }, name }: Pick<TargetRepository, "registry" | "name">,
-    digests: readonly Digest[],
-  ): Promise<Digest[]> {
-    const heads = await Promise.all(
-      digests.map((digest) => queue.add(() => remote.headManifest(name, digest, { signal: this.#options.signal }))),
-    );
-    return digests.filter((_, index) => heads[index] === undefined);
+    const copies = (tag: Tag): boolean => source.digests.has(tag);
+    return this.#tags.plan({ name: source.name, listed: source.listed, copies }, selected, digest, target);
   }
 
   /** Reads what would be copied, and asks the targets what of it they have. */
@@ -348,7 +243,7 @@ class Planning {
         this.#attempt(`${registry.name} ${planned.target}`, async () => {
           const { source, target, tags } = planned;
           const closure = await this.#closureOf(source, tags);
-          const absent = await this.#missing({ registry, name: target }, [...closure.manifests]);
+          const absent = await this.#tags.missing({ registry, name: target }, [...closure.manifests]);
           sizes.manifests += absent.length;
           for (const digest of absent) pulled.add(`${source} ${digest}`);
           await Promise.all(

@@ -49,7 +49,7 @@ export interface Job {
   from: string;
   to: string;
   result: CopyResult;
-  tell: (progress: CopyProgress) => void;
+  tell: (progress: CopyResult) => void;
   signal: AbortSignal;
 }
 

@@ -89,7 +89,7 @@ export class Copier {
   async copy(
     request: CopyRequest,
     signal: AbortSignal,
-    tell: (progress: CopyProgress) => void = () => {},
+    tell: (progress: CopyResult) => void = () => {},
   ): Promise<CopyResult> {
     return await this.#tags.add(() => this.#copy(request, signal, tell));
   }

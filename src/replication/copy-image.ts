@@ -1,0 +1,144 @@
+/**
+ * Copies what a plan says of one tag at one target: the root by its digest, then what belongs to it, then the tag, which so never leads to
+ * what is not whole. Shared by all tags of a rule at a target: what several need is asked for and sent once.
+ */
+import type { Bytes, Clock } from "../base/clock.ts";
+import type { ReplicationRule } from "../config/schema.ts";
+import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
+import { bareMediaType, MEDIA_TYPES } from "../oci/manifest.ts";
+import type { Reference, RepositoryName, Tag } from "../oci/reference.ts";
+import type { Target } from "../remote/target.ts";
+import { Copier } from "./copy.ts";
+import type { UploadMemory } from "./copy-blob.ts";
+import type { CopyProgress, CopySource } from "./copy-job.ts";
+import type { KnownBlobs } from "./copy-known.ts";
+import type { PlannedTag } from "./plan-tag.ts";
+import { globFinder } from "./tag-filter.ts";
+
+type Existing = ReplicationRule["write"]["existing"];
+
+export interface ImageCopiesParts {
+  rule: ReplicationRule;
+  source: CopySource;
+  target: Target;
+  /** Blobs, images and tags on their way at a time, each. */
+  concurrency: number;
+  clock: Clock;
+  known: KnownBlobs;
+  uploads?: UploadMemory;
+}
+
+export interface ImageCopy {
+  source: RepositoryName;
+  target: RepositoryName;
+  image: PlannedTag;
+  /** Tags that are named after its digest, and are to be copied. */
+  companions: readonly PlannedTag[];
+  /** All but its tag. */
+  staged: boolean;
+}
+
+export interface ImageCopied {
+  outcome: "copied" | "unchanged" | "kept";
+  sentBytes: Bytes;
+  mountedBytes: Bytes;
+  presentBytes: Bytes;
+  /** What the copy lacks. */
+  notes: string[];
+}
+
+export class ImageCopies {
+  readonly #target: Target;
+  readonly #copiers: Readonly<Record<Existing, Copier>>;
+  readonly #existingFor: (tag: Tag) => Existing;
+
+  constructor({ rule, ...parts }: ImageCopiesParts) {
+    this.#target = parts.target;
+    const copier = (existing: Existing): Copier =>
+      new Copier({
+        ...parts,
+        options: {
+          platforms: rule.platforms.only,
+          // The plan names what belongs to the root, for one request; what belongs to a platform of it shows when that is copied.
+          attached: rule.attached.referrers && rule.attached.digestTags ? "whenChanged" : "never",
+          existing,
+          dryRun: false,
+          concurrency: parts.concurrency,
+        },
+      });
+    this.#copiers = { replace: copier("replace"), keep: copier("keep"), fail: copier("fail") };
+    const immutable = globFinder(rule.write.immutable);
+    this.#existingFor = (tag) => (immutable(tag) === undefined ? rule.write.existing : "keep");
+  }
+
+  /**
+   * @param tell called often while bytes flow
+   * @throws CopyError, RemoteError, RegistryError MANIFEST_INVALID, the signal's reason
+   */
+  async copy(
+    { source, target, image, companions, staged }: ImageCopy,
+    signal: AbortSignal,
+    tell: (progress: CopyProgress & { sentBytes: Bytes }) => void = () => {},
+  ): Promise<ImageCopied> {
+    const total: ImageCopied = { outcome: "unchanged", sentBytes: 0, mountedBytes: 0, presentBytes: 0, notes: [] };
+    const before = { totalBytes: 0, doneBytes: 0 };
+    const copy = async (reference: Reference, digest: Digest, existing: Existing): Promise<void> => {
+      const request = { from: { repository: source, reference }, to: { repository: target, reference }, digest };
+      const copied = await this.#copiers[existing].copy(request, signal, (now) => {
+        const [totalBytes, doneBytes] = [before.totalBytes + now.totalBytes, before.doneBytes + now.doneBytes];
+        tell({ totalBytes, doneBytes, sentBytes: total.sentBytes + now.sentBytes });
+      });
+      if (copied.outcome !== "unchanged") total.outcome = copied.outcome;
+      before.totalBytes += copied.totalBytes;
+      before.doneBytes += copied.doneBytes;
+      total.sentBytes += copied.sentBytes;
+      total.mountedBytes += copied.mountedBytes;
+      total.presentBytes += copied.presentBytes;
+      total.notes.push(...copied.notes);
+    };
+    const moves = isChange(image);
+    const existing = existingOf(image, this.#existingFor(image.tag));
+    if (moves && (staged || companions.length + image.referrers.length > 0))
+      await copy(image.digest, image.digest, existing);
+    for (const one of companions) await copy(one.tag, one.digest, existingOf(one, this.#existingFor(one.tag)));
+    for (const digest of image.referrers) await copy(digest, digest, existing);
+    if (moves && !staged) {
+      await this.#keepBackup(target, image, signal);
+      await copy(image.tag, image.digest, existing);
+    }
+    return total;
+  }
+
+  /** A manifest with all below it, by its digest. @throws as {@link copy} */
+  async copyByDigest(
+    source: RepositoryName,
+    target: RepositoryName,
+    digest: Digest,
+    signal: AbortSignal,
+  ): Promise<ImageCopied> {
+    const at = (repository: RepositoryName) => ({ repository, reference: digest });
+    return await this.#copiers.replace.copy({ from: at(source), to: at(target), digest }, signal);
+  }
+
+  /** What the tag leads to by now gets another name, before the tag moves. */
+  async #keepBackup(target: RepositoryName, image: PlannedTag, signal: AbortSignal): Promise<void> {
+    if (image.action !== "replace" || image.backup === undefined) return;
+    const found = await this.#target.getManifest(target, image.was, { signal });
+    if (!found || digestOf(found.bytes, algorithmOf(image.was)) !== image.was) {
+      throw new Error(`${image.was} is not at the target any more: plan again`);
+    }
+    const mediaType = bareMediaType(found.contentType) ?? MEDIA_TYPES.ociImage;
+    const stored = await this.#target.putManifest(target, image.backup, { bytes: found.bytes, mediaType }, { signal });
+    if (stored.missing) throw stored.cause;
+  }
+}
+
+/** Whether the tag is to be written. */
+export function isChange({ action }: PlannedTag): boolean {
+  return action === "copy" || action === "replace";
+}
+
+/** A tag that the plan found absent and that is there now is no tag that may be moved. */
+function existingOf({ action }: PlannedTag, existing: Existing): Existing {
+  return action === "replace" ? "replace" : existing;
+}

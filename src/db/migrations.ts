@@ -6,7 +6,8 @@
  * manifests           content in the database, byte for byte; subject, artifact_type and annotations answer the referrers of a subject
  * manifest_children   the edges from a manifest to what it points to, with the size that its descriptor claims
  * repository_content  who may reach which digest: the right to read is per repository, though content is stored once
- * tags                checked_at: when upstream last confirmed it; origin: when and where it was pushed first, if it was replicated here
+ * tags                checked_at: when upstream last confirmed it; origin: when and where it was pushed first, NULL: here, when it was updated
+ * site                one row: what this registry is called in the marks of its pushes, as long as the database lasts
  * users               who logs in with a password; NULL: none yet, so only with tokens
  * teams, team_members who works together, and as what
  * namespaces          hosted namespaces that a push or somebody has made, beside the configured ones; neither team nor user: it is global
@@ -24,9 +25,11 @@
  *                     tried, and how often in a row the endpoint has failed
  * webhook_failures    ranges of events that an endpoint did not take
  * replication_rules   rules made by the API, beside the configured ones
- * replication_states  of a rule: why it is paused; the last event that it has looked at; its last run; when it was last seen to be in step
+ * replication_states  of a rule: why it is paused; its last run; when it was last seen to be in step
+ * replication_cursor  one row while a rule waits for pushes: up to which event they have been looked at
  * replication_copies  what a rule's copies were made of; owned: no other tag was there before; gone_since: the source was first without it
  * replication_moves   what tags of targets led to before a run moved them, NULL: they were not there
+ * replication_rewrites what indexes became when they were made anew with some of their platforms: true for good, forgotten after a while
  * replication_uploads how far uploads to targets have come, to be gone on with after a restart
  * namespace_content   what the hosted repositories of a namespace hold, each content once, and how many of them hold it
  * namespace_usage     the bytes of it; both are kept by triggers, whatever changes repository_content
@@ -95,6 +98,8 @@ export const MIGRATIONS: readonly string[] = [
     PRIMARY KEY (repository_id, name)
   ) STRICT, WITHOUT ROWID;
   CREATE INDEX tags_by_digest ON tags (digest);
+  CREATE TABLE site (id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+  INSERT INTO site (id) VALUES (lower(hex(randomblob(8))));
   CREATE TABLE listings (
     repository_id INTEGER NOT NULL REFERENCES repositories (id),
     kind TEXT NOT NULL,
@@ -206,14 +211,15 @@ export const MIGRATIONS: readonly string[] = [
     ended_at INTEGER
   ) STRICT;
   CREATE UNIQUE INDEX jobs_unfinished ON jobs (kind, dedupe) WHERE dedupe IS NOT NULL AND state IN ('queued', 'running', 'paused');
+  CREATE INDEX jobs_dead ON jobs (kind, dedupe) WHERE dedupe IS NOT NULL AND state = 'dead';
   CREATE INDEX jobs_due ON jobs (kind, priority DESC, run_at, id) WHERE state = 'queued';
   CREATE INDEX jobs_next ON jobs (kind, run_at) WHERE state = 'queued';
   CREATE INDEX jobs_by_kind ON jobs (kind, state);
   CREATE INDEX jobs_by_state ON jobs (state, kind);
   CREATE INDEX jobs_leased ON jobs (leased_until) WHERE state = 'running';
   CREATE INDEX jobs_ended ON jobs (kind, ended_at) WHERE ended_at IS NOT NULL;
-  CREATE INDEX jobs_by_subject ON jobs (kind, subject, id) WHERE subject IS NOT NULL;
-  CREATE INDEX jobs_by_parent ON jobs (parent, state) WHERE parent IS NOT NULL;
+  CREATE INDEX jobs_by_subject ON jobs (subject, id) WHERE subject IS NOT NULL;
+  CREATE INDEX jobs_by_parent ON jobs (parent, id, state) WHERE parent IS NOT NULL;
   CREATE TABLE job_lines (
     id INTEGER PRIMARY KEY,
     job_id INTEGER NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
@@ -281,11 +287,14 @@ export const MIGRATIONS: readonly string[] = [
   CREATE TABLE replication_states (
     rule TEXT PRIMARY KEY,
     paused TEXT,
-    event_id INTEGER,
     run INTEGER,
     run_at INTEGER,
     settled_at INTEGER
   ) STRICT, WITHOUT ROWID;
+  CREATE TABLE replication_cursor (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    event_id INTEGER NOT NULL
+  ) STRICT;
   CREATE TABLE replication_copies (
     rule TEXT NOT NULL,
     registry TEXT NOT NULL,
@@ -310,6 +319,14 @@ export const MIGRATIONS: readonly string[] = [
     undone_at INTEGER,
     PRIMARY KEY (run, registry, repository, tag)
   ) STRICT, WITHOUT ROWID;
+  CREATE TABLE replication_rewrites (
+    source TEXT NOT NULL,
+    platforms TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (source, platforms)
+  ) STRICT, WITHOUT ROWID;
+  CREATE INDEX replication_rewrites_by_age ON replication_rewrites (at);
   CREATE TABLE replication_uploads (
     key TEXT PRIMARY KEY,
     session TEXT NOT NULL,

@@ -364,7 +364,7 @@ export class Webhooks implements AsyncDisposable {
 
   #ended({ endpoint: name }: Payload, { how }: Outcome<void>): void {
     const endpoint = this.#endpoints.get(name);
-    if (!endpoint || how === "later" || how === "failed" || how === "stopped") return;
+    if (!endpoint || how === "later" || how === "failed" || how === "stopped" || how === "paused") return;
     endpoint.working = false;
     // What was recorded between its last look and its end.
     if (how === "done") this.#lookIn(0);

@@ -5,7 +5,7 @@ export interface JobContext<Event> {
   readonly jobId: number;
   /** 1 is the first. */
   readonly attempt: number;
-  /** Fires when the job is cancelled and when the process stops: end soon, by throwing. */
+  /** Fires when the job is cancelled or paused and when the process stops: end soon, by throwing. */
   readonly signal: AbortSignal;
   /** Tells how far it is: to those who watch at once, to the row within a second. Waits for the slowest who watches, until the signal fires. */
   progress(event: Event): Promise<void>;
@@ -25,6 +25,8 @@ export type Outcome<Result> =
   /** Asked to be run again then. */
   | { how: "later"; runAtMs: Milliseconds }
   | { how: "cancelled" }
+  /** Somebody asked for a pause: it waits until it is resumed. */
+  | { how: "paused" }
   /** The process stops; the job is queued again. */
   | { how: "stopped" };
 

@@ -1,103 +1,10 @@
 import { randomUUID } from "node:crypto";
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Database, SqlValue, Writer } from "../db/database.ts";
+import { COLUMNS, jobOf, jsonOf, partOf, type Row } from "./job.ts";
+import type { Added, Claim, Ending, Job, JobFilter, JobLine, JobPart, JobState, NewJob, Note } from "./job.ts";
 
-/**
- * ```
- *            ┌──── failed, stopped, or its process died ────┐
- *            ▼                                              │
- * add ──▶ queued ──── claimed, with a lease ────────────▶ running ──▶ done
- *          ▲   └──▶ cancelled ◀── asked to, and ended ──────┤
- *          └────────── retried by hand ◀────────────────── dead
- * ```
- * Queued and running jobs are unfinished: nobody forgets them. `dead` is what failed for the last time.
- */
-export type JobState = "queued" | "running" | "done" | "dead" | "cancelled";
-
-export interface Job {
-  id: number;
-  kind: string;
-  dedupe: string | undefined;
-  /** What it is about, as a person would say it. */
-  subject: string | undefined;
-  /** The job that it is a part of. */
-  parent: number | undefined;
-  payload: unknown;
-  priority: number;
-  state: JobState;
-  /** Runs that it has begun, without those that cost nothing. */
-  attempts: number;
-  /** Not before. */
-  runAtMs: Milliseconds;
-  /** As of about a second ago; undefined: nothing was told. */
-  progress: unknown;
-  /** Of what is done. */
-  result: unknown;
-  /** Of the last run that failed. */
-  error: string | undefined;
-  createdAtMs: Milliseconds;
-  /** Of the last run. */
-  startedAtMs: Milliseconds | undefined;
-  endedAtMs: Milliseconds | undefined;
-}
-
-export interface NewJob {
-  kind: string;
-  /** Becomes JSON. */
-  payload: object;
-  /** At most one unfinished job of a kind has a key. */
-  dedupe?: string;
-  /** What it is about: lists are filtered by it. */
-  subject?: string;
-  /** The id of the job that it is a part of. */
-  parent?: number;
-  /** Higher first; 0 if absent. */
-  priority?: number;
-  /** Not before; now if absent. */
-  runAtMs?: Milliseconds;
-}
-
-export interface Added {
-  id: number;
-  /** An unfinished job with this key is there already: it is that one, and the new payload is dropped. */
-  joined: boolean;
-}
-
-export interface JobFilter {
-  kind?: string | undefined;
-  state?: JobState | undefined;
-  /** Only those with a smaller id: the last one of the page before. */
-  before?: number | undefined;
-  limit: number;
-}
-
-export interface JobLine {
-  id: number;
-  atMs: Milliseconds;
-  text: string;
-}
-
-/** A job that this process runs, as long as it holds the lease. */
-export interface Claim {
-  job: Job;
-  /** Of this run alone. */
-  lease: string;
-}
-
-/** What a run has told since it was last written. */
-export interface Note {
-  /** Undefined: as it was. */
-  progress: unknown;
-  lines: readonly Omit<JobLine, "id">[];
-}
-
-/** What becomes of a job whose run is over. */
-export type Ending =
-  | { state: "done"; result: unknown }
-  | { state: "dead"; error: string }
-  | { state: "cancelled" }
-  /** `free`: the run costs no attempt. */
-  | { state: "queued"; runAtMs: Milliseconds; error: string | undefined; free: boolean };
+export type { Added, Claim, Ending, Job, JobFilter, JobLine, JobState, NewJob, Note } from "./job.ts";
 
 /** Longer ones are cut, in UTF-16 units. */
 const LONGEST_TEXT = 2_000;
@@ -106,32 +13,12 @@ const MOST_LINES = 1_000;
 /** Forgotten at a time: each may have as many lines. */
 const GROUP = 5;
 
-/** A job before its columns are read. */
-interface Row extends Omit<
-  Job,
-  "dedupe" | "subject" | "parent" | "payload" | "progress" | "result" | "error" | "startedAtMs" | "endedAtMs"
-> {
-  dedupe: string | null;
-  subject: string | null;
-  parent: number | null;
-  payload: string;
-  progress: string | null;
-  result: string | null;
-  error: string | null;
-  startedAtMs: Milliseconds | null;
-  endedAtMs: Milliseconds | null;
-}
+/** In one transaction: the run of a large rule has many thousand parts. */
+const CANCELLED_AT_A_TIME = 500;
 
-const COLUMNS = `id, kind, dedupe, subject, parent, payload, priority, state, attempts, run_at AS "runAtMs", progress, result, error,
-  created_at AS "createdAtMs", started_at AS "startedAtMs", ended_at AS "endedAtMs"`;
-
-/** By whether a kind and a state are asked for: each has an index of its own. */
-const LISTS = [
-  ["", ""],
-  ["", " AND state = :state"],
-  [" AND kind = :kind", ""],
-  [" AND kind = :kind", " AND state = :state"],
-].map(([kind, state]) => `SELECT ${COLUMNS} FROM jobs WHERE id < :before${kind}${state} ORDER BY id DESC LIMIT :limit`);
+/** What somebody wants of a run that goes on. */
+type Asked = "cancel" | "pause";
+const BECOMES = { cancel: "cancelled", pause: "paused" } as const;
 
 /** Each half is cut on its own: neither sorts all that is to go. */
 const FORGET = `DELETE FROM jobs WHERE id IN (
@@ -190,6 +77,13 @@ export class JobQueue {
       { kind, dedupe: dedupe ?? null },
     );
     if (!there) throw new Error(`a job of kind ${kind} was neither added nor there`);
+    if (parent !== undefined) {
+      await tx.run(
+        `UPDATE jobs SET parent = :parent, priority = MAX(priority, :priority), run_at = MIN(run_at, :runAtMs),
+           payload = CASE state WHEN 'running' THEN payload ELSE :payload END WHERE id = :id`,
+        { id: there.id, parent, priority, runAtMs: runAtMs ?? nowMs, payload: JSON.stringify(payload) },
+      );
+    }
     return { id: there.id, joined: true };
   }
 
@@ -199,11 +93,17 @@ export class JobQueue {
   }
 
   /** Newest first. */
-  async list({ kind, state, before, limit }: JobFilter): Promise<Job[]> {
-    const sql = LISTS[(kind === undefined ? 0 : 2) + (state === undefined ? 0 : 1)] as string;
+  async list({ before, limit, ...filter }: JobFilter): Promise<Job[]> {
     const params: Record<string, SqlValue> = { before: before ?? Number.MAX_SAFE_INTEGER, limit };
-    if (kind !== undefined) params["kind"] = kind;
-    if (state !== undefined) params["state"] = state;
+    let where = "id < :before";
+    // Each of them has an index, alone and kind with state.
+    for (const column of ["kind", "state", "subject", "parent"] as const) {
+      const wanted = filter[column];
+      if (wanted === undefined) continue;
+      where += ` AND ${column} = :${column}`;
+      params[column] = wanted;
+    }
+    const sql = `SELECT ${COLUMNS} FROM jobs WHERE ${where} ORDER BY id DESC LIMIT :limit`;
     return (await this.#db.all<Row>(sql, params)).map(jobOf);
   }
 
@@ -216,19 +116,45 @@ export class JobQueue {
   }
 
   /** How many there are, of those that tell how the queue does. */
-  counts(): Promise<{ kind: string; state: "queued" | "running" | "dead"; jobs: number }[]> {
+  counts(): Promise<{ kind: string; state: "queued" | "running" | "paused" | "dead"; jobs: number }[]> {
     return this.#db.all(
-      `SELECT kind, state, COUNT(*) AS jobs FROM jobs WHERE state IN ('queued', 'running', 'dead') GROUP BY state, kind`,
+      `SELECT kind, state, COUNT(*) AS jobs FROM jobs WHERE state IN ('queued', 'running', 'paused', 'dead')
+       GROUP BY state, kind`,
     );
   }
 
-  /** Cancels what is queued. @returns false: it is not */
+  /** How many parts a job has in each state. */
+  countsOf(parent: number): Promise<{ state: JobState; jobs: number }[]> {
+    return this.#db.all(`SELECT state, COUNT(*) AS jobs FROM jobs WHERE parent = :parent GROUP BY state`, { parent });
+  }
+
+  /** The parts of a job with what has become of them, oldest first. @param after the last id of the page before, or 0 */
+  async resultsOf(parent: number, after: number, limit: number): Promise<JobPart[]> {
+    const rows = await this.#db.all<Pick<Row, keyof JobPart>>(
+      `SELECT id, state, subject, result, error FROM jobs WHERE parent = :parent AND id > :after ORDER BY id LIMIT :limit`,
+      { parent, after, limit },
+    );
+    return rows.map(partOf);
+  }
+
+  /** The newest job of a kind about a subject that is younger than `id` and unfinished or done: whoever works at `id` may give way to it. */
+  async newerOf(kind: string, subject: string, id: number): Promise<number | undefined> {
+    const row = await this.#db.get<{ id: number }>(
+      `SELECT id FROM jobs WHERE kind = :kind AND subject = :subject AND id > :id
+         AND state IN ('queued', 'running', 'paused', 'done')
+       ORDER BY id DESC LIMIT 1`,
+      { kind, subject, id },
+    );
+    return row?.id;
+  }
+
+  /** Cancels what is queued or paused. @returns false: it is neither */
   withdraw(id: number): Promise<boolean> {
     return this.#db.transaction("durable", (tx) => this.#withdrawWithin(tx, id));
   }
 
   /**
-   * Cancels what is queued. Whoever runs it is asked to end it, and learns of that with its next heartbeat.
+   * Cancels what is queued or paused. Whoever runs it is asked to end it, and learns of that with its next heartbeat.
    * @returns `running`: asked; undefined: there is no unfinished job with this id
    */
   cancel(id: number): Promise<"cancelled" | "running" | undefined> {
@@ -241,10 +167,88 @@ export class JobQueue {
 
   async #withdrawWithin(tx: Writer, id: number): Promise<boolean> {
     const cancelled = await tx.run(
-      `UPDATE jobs SET state = 'cancelled', ended_at = :nowMs WHERE id = :id AND state = 'queued'`,
+      `UPDATE jobs SET state = 'cancelled', ended_at = :nowMs WHERE id = :id AND state IN ('queued', 'paused')`,
       { id, nowMs: this.#clock.now() },
     );
     return cancelled > 0;
+  }
+
+  /**
+   * Cancels the parts of a job, as {@link cancel} does it. What is added meanwhile may stay.
+   * @returns those that waited, and the ids of those that run and were asked
+   */
+  async cancelPart(parent: number): Promise<{ cancelled: Job[]; asked: number[] }> {
+    const cancelled: Job[] = [];
+    const asked = new Set<number>();
+    let found: number;
+    do {
+      // Both in one transaction: what ends its run or begins one meanwhile is either asked or cancelled.
+      found = await this.#db.transaction("durable", async (tx) => {
+        const waiting = await tx.all<Row>(
+          `UPDATE jobs SET state = 'cancelled', ended_at = :nowMs WHERE id IN (
+             SELECT id FROM jobs WHERE parent = :parent AND state IN ('queued', 'paused') LIMIT :most)
+           RETURNING ${COLUMNS}`,
+          { parent, nowMs: this.#clock.now(), most: CANCELLED_AT_A_TIME },
+        );
+        const running = await tx.all<{ id: number }>(
+          `UPDATE jobs SET asked = 'cancel' WHERE parent = :parent AND state = 'running' RETURNING id`,
+          { parent },
+        );
+        cancelled.push(...waiting.map(jobOf));
+        for (const { id } of running) asked.add(id);
+        return waiting.length;
+      });
+    } while (found === CANCELLED_AT_A_TIME);
+    return { cancelled, asked: [...asked] };
+  }
+
+  /**
+   * Pauses what is queued. Whoever runs it is asked to end the run, and learns of that with its next heartbeat.
+   * @returns `running`: asked; undefined: it is neither queued nor running, or was told to end
+   */
+  pause(id: number): Promise<"paused" | "running" | undefined> {
+    return this.#db.transaction("durable", async (tx) => {
+      const paused = await tx.run(`UPDATE jobs SET state = 'paused' WHERE id = :id AND state = 'queued'`, { id });
+      if (paused > 0) return "paused";
+      const asked = await tx.run(
+        `UPDATE jobs SET asked = 'pause' WHERE id = :id AND state = 'running' AND asked IS NOT 'cancel'`,
+        { id },
+      );
+      return asked > 0 ? "running" : undefined;
+    });
+  }
+
+  /**
+   * Queues what is paused, not before its time, and takes back a pause that has yet to come. Wake the runner afterwards.
+   * @returns false: nobody has paused it
+   */
+  resume(id: number): Promise<boolean> {
+    return this.#db.transaction("durable", async (tx) => {
+      const resumed = await tx.run(
+        `UPDATE jobs SET state = CASE state WHEN 'paused' THEN 'queued' ELSE state END, asked = NULL
+         WHERE id = :id AND (state = 'paused' OR state = 'running' AND asked = 'pause')`,
+        { id },
+      );
+      return resumed > 0;
+    });
+  }
+
+  /**
+   * Changes when it is the turn of what is queued or paused.
+   * @param priority undefined: ahead of all others of its kind that are queued
+   * @returns false: it is neither
+   */
+  prioritise(id: number, priority: number | undefined): Promise<boolean> {
+    return this.#db.transaction("durable", async (tx) => {
+      const changed = await tx.run(
+        `UPDATE jobs SET priority = COALESCE(:priority, MAX(priority, 1 + (
+           SELECT MAX(other.priority) FROM jobs other WHERE other.kind = jobs.kind AND other.state = 'queued' AND other.id <> jobs.id
+         )), priority)
+         WHERE id = :id AND state IN ('queued', 'paused')`,
+        { id, priority: priority ?? null },
+      );
+      return changed > 0;
+    });
   }
 
   /**
@@ -254,7 +258,7 @@ export class JobQueue {
   retry(id: number): Promise<boolean> {
     return this.#db.transaction("durable", async (tx) => {
       const queued = await tx.run(
-        `UPDATE jobs SET state = 'queued', attempts = 0, run_at = :nowMs, asked = NULL, ended_at = NULL
+        `UPDATE jobs SET state = 'queued', attempts = 0, run_at = :nowMs, ended_at = NULL
          WHERE id = :id AND state IN ('dead', 'cancelled') AND NOT EXISTS (
            SELECT 1 FROM jobs other
            WHERE other.kind = jobs.kind AND other.dedupe = jobs.dedupe AND other.state IN ('queued', 'running', 'paused'))`,
@@ -291,25 +295,27 @@ export class JobQueue {
 
   /**
    * Renews leases, then queues again what has a lease that has run out.
-   * @returns those that are to be ended: somebody else has them, or they were cancelled
+   * @returns those whose runs are to be ended: somebody else has them, or somebody asked for it
    */
   renew(
     claims: readonly Claim[],
     leaseMs: Milliseconds,
-  ): Promise<{ lost: Claim[]; cancelled: Claim[]; freed: number }> {
+  ): Promise<{ lost: Claim[]; cancelled: Claim[]; paused: Claim[]; freed: number }> {
     const nowMs = this.#clock.now();
     return this.#db.transaction("lazy", async (tx) => {
       const lost: Claim[] = [];
       const cancelled: Claim[] = [];
+      const paused: Claim[] = [];
       for (const claim of claims) {
-        const row = await tx.get<{ asked: string | null }>(
+        const row = await tx.get<{ asked: Asked | null }>(
           `UPDATE jobs SET leased_until = :untilMs WHERE id = :id AND lease = :lease RETURNING asked`,
           { id: claim.job.id, lease: claim.lease, untilMs: nowMs + leaseMs },
         );
         if (!row) lost.push(claim);
         else if (row.asked === "cancel") cancelled.push(claim);
+        else if (row.asked === "pause") paused.push(claim);
       }
-      return { lost, cancelled, freed: await this.#freeWithin(tx, nowMs, nowMs) };
+      return { lost, cancelled, paused, freed: await this.#freeWithin(tx, nowMs, nowMs) };
     });
   }
 
@@ -321,8 +327,8 @@ export class JobQueue {
   /** The run has cost an attempt: should it be what ends the process, it is not begun forever. */
   #freeWithin(tx: Writer, nowMs: Milliseconds, untilMs: Milliseconds): Promise<number> {
     return tx.run(
-      `UPDATE jobs SET state = CASE asked WHEN 'cancel' THEN 'cancelled' ELSE 'queued' END,
-         ended_at = CASE asked WHEN 'cancel' THEN :nowMs END, lease = NULL, leased_until = NULL
+      `UPDATE jobs SET state = CASE asked WHEN 'cancel' THEN 'cancelled' WHEN 'pause' THEN 'paused' ELSE 'queued' END,
+         ended_at = CASE asked WHEN 'cancel' THEN :nowMs END, asked = NULL, lease = NULL, leased_until = NULL
        WHERE state = 'running' AND leased_until < :untilMs`,
       { nowMs, untilMs },
     );
@@ -358,24 +364,24 @@ export class JobQueue {
   }
 
   /**
-   * Ends a run, and gives the lease back. What was cancelled meanwhile is not queued again.
+   * Ends a run, and gives the lease back. What was to be cancelled or paused meanwhile is not queued again.
    * @returns what it has become; undefined: the lease was lost, and nothing happens
    */
   end(claim: Claim, note: Note, ending: Ending): Promise<JobState | undefined> {
     const { job, lease } = claim;
     const nowMs = this.#clock.now();
     return this.#db.transaction("lazy", async (tx) => {
-      const held = await tx.get<{ asked: string | null }>(`SELECT asked FROM jobs WHERE id = :id AND lease = :lease`, {
+      const held = await tx.get<{ asked: Asked | null }>(`SELECT asked FROM jobs WHERE id = :id AND lease = :lease`, {
         id: job.id,
         lease,
       });
       if (!held) return undefined;
       await this.#noteWithin(tx, claim, note);
       const again = ending.state === "queued" ? ending : undefined;
-      const state: JobState = again && held.asked === "cancel" ? "cancelled" : ending.state;
+      const state: JobState = again && held.asked ? BECOMES[held.asked] : ending.state;
       await tx.run(
         `UPDATE jobs SET state = :state, attempts = attempts - :free, run_at = COALESCE(:runAtMs, run_at), result = :result,
-           error = COALESCE(:error, error), ended_at = :endedAtMs, lease = NULL, leased_until = NULL
+           error = COALESCE(:error, error), ended_at = :endedAtMs, asked = NULL, lease = NULL, leased_until = NULL
          WHERE id = :id`,
         {
           id: job.id,
@@ -384,7 +390,7 @@ export class JobQueue {
           runAtMs: again?.runAtMs ?? null,
           result: ending.state === "done" ? jsonOf(ending.result) : null,
           error: "error" in ending && ending.error !== undefined ? cut(ending.error) : null,
-          endedAtMs: state === "queued" ? null : nowMs,
+          endedAtMs: state === "queued" || state === "paused" ? null : nowMs,
         },
       );
       return state;
@@ -411,25 +417,6 @@ export class JobQueue {
     }
     return forgotten;
   }
-}
-
-function jobOf(row: Row): Job {
-  return {
-    ...row,
-    dedupe: row.dedupe ?? undefined,
-    subject: row.subject ?? undefined,
-    parent: row.parent ?? undefined,
-    payload: JSON.parse(row.payload) as unknown,
-    progress: row.progress === null ? undefined : (JSON.parse(row.progress) as unknown),
-    result: row.result === null ? undefined : (JSON.parse(row.result) as unknown),
-    error: row.error ?? undefined,
-    startedAtMs: row.startedAtMs ?? undefined,
-    endedAtMs: row.endedAtMs ?? undefined,
-  };
-}
-
-function jsonOf(value: unknown): string | null {
-  return value === undefined ? null : JSON.stringify(value);
 }
 
 function cut(text: string): string {

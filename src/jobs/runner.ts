@@ -3,8 +3,9 @@ import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { Metrics } from "../base/metrics.ts";
 import { exponential, Hopeless, Later, type JobContext, type JobKind, type Outcome } from "./kind.ts";
+import { Ended, endingOf, endOf, isLast, messageOf, type RunEnd } from "./endings.ts";
 import { Notes } from "./notes.ts";
-import type { Claim, Ending, Job, JobQueue } from "./queue.ts";
+import type { Claim, Job, JobQueue } from "./queue.ts";
 import { Watchers, type Tell } from "./watchers.ts";
 
 export { exponential, Hopeless, Later, type JobContext, type JobKind, type Outcome } from "./kind.ts";
@@ -25,19 +26,6 @@ const NOTE_EVERY_MS: Milliseconds = 1_000;
 const pauseMs = exponential(1_000, 30_000);
 /** A run that so often ended with its process, beyond its attempts, is what ends it. */
 const MOST_CRASHES = 3;
-
-/** Why a run is told to end. */
-class Ended extends Error {
-  readonly how: "cancelled" | "stopped" | "lost";
-
-  constructor(how: "cancelled" | "stopped" | "lost") {
-    super({ cancelled: "it was cancelled", stopped: "the daemon stops", lost: "its lease was lost" }[how]);
-    this.how = how;
-  }
-}
-
-/** What a run is while it goes on; the lease is lost where somebody else may have begun another. */
-type RunEnd = Outcome<unknown> | { how: "lost" };
 
 interface Run {
   readonly claim: Claim;
@@ -100,7 +88,7 @@ export class JobRunner {
     const { queue, metrics } = this.#deps;
     const counts = await queue.counts();
     for (const kind of this.#lanes.keys()) {
-      for (const state of ["queued", "running", "dead"] as const) {
+      for (const state of ["queued", "running", "paused", "dead"] as const) {
         const found = counts.find((count) => count.kind === kind && count.state === state);
         metrics.jobs.set({ kind, state }, found?.jobs ?? 0);
       }
@@ -157,7 +145,7 @@ export class JobRunner {
   /**
    * Tells what a job tells, from now until its end, through all its attempts.
    * @param tell the job waits for it, so it comes back at once when the signal fires; what it throws ends the watching
-   * @returns how it ended: never `failed` or `later`. What ended earlier is read from its row
+   * @returns how it ended: never `failed`, `later` or `paused`. What ended earlier is read from its row
    * @throws RangeError: there is no such job; the signal's reason
    */
   watch(id: number, tell: Tell, signal: AbortSignal): Promise<Outcome<unknown>> {
@@ -169,7 +157,7 @@ export class JobRunner {
   }
 
   /**
-   * Cancels what is queued, and ends what runs.
+   * Cancels what is queued or paused, and ends what runs.
    * @returns `running`: it is told to end; undefined: there is no unfinished job with this id
    */
   async cancel(id: number): Promise<"cancelled" | "running" | undefined> {
@@ -178,14 +166,36 @@ export class JobRunner {
     run?.abort.abort(new Ended("cancelled"));
     const found = await this.#deps.queue.cancel(id);
     if (found === "cancelled") {
-      await this.#tellKind(id);
-      this.#watchers.settle(id, { how: "cancelled" });
+      const job = await this.#deps.queue.get(id);
+      if (job) await this.#tellCancelled(job);
     }
-    if (found === "running") this.#running.get(id)?.abort.abort(new Ended("cancelled"));
+    if (found === "running") this.#endRun(id, "cancelled");
     return run ? "running" : found;
   }
 
-  /** Cancels what is queued, and nothing that runs. @returns whether it was */
+  /** Does the same with all parts of a job, for whoever ends with it. @returns the ids of those that were unfinished */
+  async cancelPart(parent: number): Promise<number[]> {
+    const { cancelled, asked } = await this.#deps.queue.cancelPart(parent);
+    for (const id of asked) this.#endRun(id, "cancelled");
+    for (const job of cancelled) await this.#tellCancelled(job);
+    return [...cancelled.map(({ id }) => id), ...asked];
+  }
+
+  /**
+   * Pauses what is queued, and ends a run at no cost: its job is paused with that. {@link JobQueue.resume} takes it back.
+   * @returns `running`: it is told to end; undefined: it is neither queued nor running, or was cancelled
+   */
+  async pause(id: number): Promise<"paused" | "running" | undefined> {
+    const found = await this.#deps.queue.pause(id);
+    if (found === "running") this.#endRun(id, "paused");
+    return found;
+  }
+
+  #endRun(id: number, how: Ended["how"]): void {
+    this.#running.get(id)?.abort.abort(new Ended(how));
+  }
+
+  /** Cancels what is queued or paused, and nothing that runs. @returns whether it was */
   async withdraw(id: number): Promise<boolean> {
     const withdrawn = await this.#deps.queue.withdraw(id);
     if (withdrawn) this.#watchers.settle(id, { how: "cancelled" });
@@ -285,7 +295,7 @@ export class JobRunner {
     if (end.how === "failed")
       log.warn({ kind: kind.kind, job: job.id, err: end.error }, "job failed, and is tried again");
     if (payload) await this.#ended(kind, payload, end, job.id);
-    if (end.how !== "failed" && end.how !== "later") this.#watchers.settle(job.id, end);
+    if (isLast(end)) this.#watchers.settle(job.id, end);
   }
 
   /** Never rejects. */
@@ -297,18 +307,17 @@ export class JobRunner {
     }
   }
 
-  /** That a job was cancelled which was waiting. */
-  async #tellKind(id: number): Promise<void> {
-    const job = await this.#deps.queue.get(id);
-    const kind = job && this.#lanes.get(job.kind)?.kind;
-    if (!job || !kind) return;
-    let payload: object;
+  /** To its kind and to those who watch, of a job that was waiting. */
+  async #tellCancelled({ id, kind: name, payload: stored }: Job): Promise<void> {
+    const kind = this.#lanes.get(name)?.kind;
+    let payload: object | undefined;
     try {
-      payload = parsed(kind, job.payload);
+      payload = kind && parsed(kind, stored);
     } catch {
-      return;
+      // Its kind would not know what this is about.
     }
-    await this.#ended(kind, payload, { how: "cancelled" }, id);
+    if (kind && payload) await this.#ended(kind, payload, { how: "cancelled" }, id);
+    this.#watchers.settle(id, { how: "cancelled" });
   }
 
   #failed(kind: AnyKind, { claim: { job }, abort }: Run, error: unknown): RunEnd {
@@ -323,14 +332,17 @@ export class JobRunner {
   /** @returns what has become of it */
   async #store({ claim, notes }: Run, end: RunEnd): Promise<RunEnd> {
     if (end.how === "lost") return end;
-    const ending = endingOf(end, this.#deps.clock.now());
+    const nowMs = this.#deps.clock.now();
+    const ending = endingOf(end, nowMs);
     const stored = await this.#insist(`store the end of job ${claim.job.id}`, async () => ({
       state: await this.#deps.queue.end(claim, notes.note, ending),
     }));
     // Refused until the process stops: the next one runs it again.
     if (!stored) return { how: "stopped" };
     if (stored.state === undefined) return { how: "lost" };
-    return stored.state === "cancelled" ? { how: "cancelled" } : end;
+    if (stored.state === "cancelled" || stored.state === "paused") return { how: stored.state };
+    // It was resumed before its run had come to its end.
+    return end.how === "paused" ? { how: "later", runAtMs: nowMs } : end;
   }
 
   #contextOf(run: Run): JobContext<unknown> {
@@ -378,9 +390,10 @@ export class JobRunner {
       if (signal.aborted) return;
       try {
         const claims = Array.from(this.#running.values(), ({ claim }) => claim);
-        const { lost, cancelled, freed } = await queue.renew(claims, LEASE_MS);
-        for (const { job } of lost) this.#running.get(job.id)?.abort.abort(new Ended("lost"));
-        for (const { job } of cancelled) this.#running.get(job.id)?.abort.abort(new Ended("cancelled"));
+        const { lost, cancelled, paused, freed } = await queue.renew(claims, LEASE_MS);
+        for (const { job } of lost) this.#endRun(job.id, "lost");
+        for (const { job } of cancelled) this.#endRun(job.id, "cancelled");
+        for (const { job } of paused) this.#endRun(job.id, "paused");
         if (freed > 0) this.wake();
       } catch (error) {
         this.#refused("renew leases", error);
@@ -408,29 +421,10 @@ export class JobRunner {
   }
 }
 
-/** How a job ended, as its row tells it; undefined: it has not. */
-function endOf({ state, result, error }: Job): Outcome<unknown> | undefined {
-  if (state === "done") return { how: "done", result };
-  if (state === "dead") return { how: "dead", error: new Error(error ?? "it failed") };
-  return state === "cancelled" ? { how: "cancelled" } : undefined;
-}
-
-function endingOf(end: Outcome<unknown>, nowMs: Milliseconds): Ending {
-  if (end.how === "done") return { state: "done", result: end.result };
-  if (end.how === "dead") return { state: "dead", error: messageOf(end.error) };
-  if (end.how === "cancelled") return { state: "cancelled" };
-  if (end.how === "failed") return { state: "queued", runAtMs: end.runAtMs, error: messageOf(end.error), free: false };
-  return { state: "queued", runAtMs: end.how === "later" ? end.runAtMs : nowMs, error: undefined, free: true };
-}
-
 function parsed(kind: AnyKind, payload: unknown): object {
   try {
     return kind.parse(payload);
   } catch (cause) {
     throw new Hopeless(`what is stored of it can't be read: ${messageOf(cause)}`, { cause });
   }
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -14,6 +14,8 @@ export interface Scheduled {
   when: () => When | undefined;
   /** What is added when it is time. It needs a dedupe key: while one is unfinished, no other is added. */
   job: () => NewJob & { dedupe: string };
+  /** The first time from then on that it may be added: it is put off until then. Undefined: it may always. */
+  opensAtMs?: ((atMs: Milliseconds) => Milliseconds) | undefined;
 }
 
 export interface JobScheduleDeps {
@@ -35,8 +37,10 @@ const LOOK_EVERY_MS: Milliseconds = 60_000;
  */
 export class JobSchedule {
   readonly #deps: JobScheduleDeps;
-  readonly #scheduled: Scheduled[] = [];
+  readonly #lists: (() => readonly Scheduled[])[] = [];
   readonly #stop = new AbortController();
+  /** Ends the wait for the next look. */
+  #wake = new AbortController();
   #looking: Promise<void> | undefined;
 
   constructor(deps: JobScheduleDeps) {
@@ -45,7 +49,17 @@ export class JobSchedule {
 
   /** Before the start. */
   add(scheduled: Scheduled): void {
-    this.#scheduled.push(scheduled);
+    this.addAll(() => [scheduled]);
+  }
+
+  /** Before the start. @param list read at every look: what it names may change */
+  addAll(list: () => readonly Scheduled[]): void {
+    this.#lists.push(list);
+  }
+
+  /** Looks at once: a list has changed. */
+  changed(): void {
+    this.#wake.abort();
   }
 
   start(): void {
@@ -54,6 +68,7 @@ export class JobSchedule {
 
   async stop(): Promise<void> {
     this.#stop.abort();
+    this.#wake.abort();
     await this.#looking;
   }
 
@@ -66,34 +81,53 @@ export class JobSchedule {
     const { clock, log, look } = this.#deps;
     const { signal } = this.#stop;
     while (!signal.aborted) {
+      this.#wake = new AbortController();
       look();
       let waitMs = LOOK_EVERY_MS;
-      for (const scheduled of this.#scheduled) {
+      for (const scheduled of this.#lists.flatMap((list) => list())) {
         try {
           waitMs = Math.min(waitMs, await this.#addIfDue(scheduled));
         } catch (error) {
           log.warn({ operation: `schedule ${scheduled.name}`, err: error }, "upkeep failed in part");
         }
       }
-      await clock.sleep(waitMs, signal).catch(() => undefined);
+      // Not a signal of both: the one that lasts would remember every sleep.
+      if (!signal.aborted) await clock.sleep(waitMs, this.#wake.signal).catch(() => undefined);
     }
   }
 
+  /** When it is added next, as far as is known now: in the past, if it is about to be. @returns undefined: never */
+  async dueAtMs(
+    { name, when, opensAtMs }: Scheduled,
+    nowMs = this.#deps.clock.now(),
+  ): Promise<Milliseconds | undefined> {
+    const rule = when();
+    if (!rule) return undefined;
+    const dueAtMs = nextAtMs(rule, (await this.#sinceMs(keyOf(name, rule), nowMs)) ?? nowMs);
+    if (dueAtMs === undefined || !opensAtMs) return dueAtMs;
+    return opensAtMs(Math.max(dueAtMs, nowMs));
+  }
+
+  /** From when on it counts. @returns undefined: from now on */
+  async #sinceMs(key: string, nowMs: Milliseconds): Promise<Milliseconds | undefined> {
+    const row = await this.#deps.db.get<{ atMs: Milliseconds }>(
+      `SELECT ended_at AS "atMs" FROM schedules WHERE name = :key`,
+      { key },
+    );
+    // In the future: the clock was set back, and it would wait for as long.
+    return row !== undefined && row.atMs <= nowMs ? row.atMs : undefined;
+  }
+
   /** @returns how long it has to wait */
-  async #addIfDue({ name, when, job }: Scheduled): Promise<Milliseconds> {
+  async #addIfDue(scheduled: Scheduled): Promise<Milliseconds> {
     const { db, queue, runner, clock } = this.#deps;
+    const { name, when, job } = scheduled;
     const rule = when();
     if (!rule) return LOOK_EVERY_MS;
     const nowMs = clock.now();
-    // With its expression: a changed one counts from now, not from what the old one has missed by it.
-    const key = "cron" in rule ? `${name} ${rule.cron}` : name;
-    const row = await db.get<{ atMs: Milliseconds }>(`SELECT ended_at AS "atMs" FROM schedules WHERE name = :key`, {
-      key,
-    });
-    // In the future: the clock was set back, and it would wait for as long.
-    const known = row !== undefined && row.atMs <= nowMs;
-    if (!known) await this.ended(key);
-    const dueAtMs = nextAtMs(rule, known ? row.atMs : nowMs);
+    const key = keyOf(name, rule);
+    if ((await this.#sinceMs(key, nowMs)) === undefined) await this.ended(key);
+    const dueAtMs = await this.dueAtMs(scheduled, nowMs);
     if (dueAtMs === undefined) return LOOK_EVERY_MS;
     if (dueAtMs > nowMs) return dueAtMs - nowMs;
     const added = job();
@@ -112,6 +146,11 @@ export class JobSchedule {
       { name, nowMs: this.#deps.clock.now() },
     );
   }
+}
+
+/** With its expression: a changed one counts from now, not from what the old one has missed by it. */
+function keyOf(name: string, rule: When): string {
+  return "cron" in rule ? `${name} ${rule.cron}` : name;
 }
 
 /** The first time after `sinceMs`. */

@@ -80,3 +80,35 @@ test("a job that runs when its daemon is killed runs again with the next one, an
   await using daemon = await startDaemon(options);
   await untilScrub(daemon, ({ state }) => state === "cancelled", "it stays cancelled");
 });
+
+test("what was paused stays so over a kill, also where its run had yet to end, until it is resumed", async () => {
+  await using folder = await mkdtempDisposable(join(tmpdir(), "entrepot-jobs-"));
+  const config = { hosted: { namespaces: ["team"] }, gc: { interval: "0s" }, scrub: { interval: "0s" } };
+  const options = { root: join(folder.path, "data"), config };
+  const post = (daemon: Daemon, path: string, body: object = {}): Promise<Response> =>
+    fetch(`${daemon.url}/api/v1${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body) });
+  let id: number;
+  {
+    await using daemon = await startDaemon(options);
+    for (let n = 0; n < 3; n++) await pushBlob(daemon, Buffer.alloc(100_000, n));
+    const asking = post(daemon, "/scrub", { bandwidth: 150_000 }).then((answer) => answer.text());
+    asking.catch(() => undefined);
+    ({ id } = await untilScrub(daemon, ({ state }) => state === "running", "it runs"));
+    assert.equal((await post(daemon, `/jobs/${id}/pause`)).status, 202);
+    // At once: perhaps before its run has ended.
+    await daemon.kill();
+    await asking.catch(() => undefined);
+  }
+  {
+    await using daemon = await startDaemon(options);
+    const [job] = await scrubs(daemon);
+    assert.deepEqual([job?.id, job?.state], [id, "paused"]);
+    assert.equal((await post(daemon, `/jobs/${id}/prioritise`)).status, 200);
+    await daemon.kill();
+  }
+  await using daemon = await startDaemon(options);
+  assert.equal((await scrubs(daemon))[0]?.state, "paused");
+  assert.equal((await post(daemon, `/jobs/${id}/resume`)).status, 200);
+  const job = await untilScrub(daemon, ({ state }) => state === "done", "it has run");
+  assert.deepEqual([job.id, job.result?.blobs], [id, 3]);
+});

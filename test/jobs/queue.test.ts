@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import type { Claim, Job } from "../../src/jobs/queue.ts";
+import type { Claim, Ending, JobState } from "../../src/jobs/queue.ts";
 import { DAY, MINUTE } from "../registry/clients.ts";
 import { startJobs, type TestJobs } from "./jobs.ts";
 
@@ -64,11 +64,11 @@ test("a lease that has run out is lost: the job runs again, and who lost it can 
   const id = await added(jobs);
   const slow = await claimed(jobs);
   clock.offsetMs = LEASE - 1000;
-  assert.deepEqual(await queue.renew([slow], LEASE), { lost: [], cancelled: [], freed: 0 });
+  assert.deepEqual(await queue.renew([slow], LEASE), { lost: [], cancelled: [], paused: [], freed: 0 });
   clock.offsetMs += LEASE + 1000;
   assert.deepEqual(
     await queue.renew([slow], LEASE),
-    { lost: [], cancelled: [], freed: 0 },
+    { lost: [], cancelled: [], paused: [], freed: 0 },
     "late, but nobody else came",
   );
   clock.offsetMs += LEASE + 1000;
@@ -100,6 +100,146 @@ test("what is cancelled while it runs does not come back, however its run ends",
   assert.equal(await queue.cancel(queued), "cancelled");
   assert.equal(await queue.cancel(queued), undefined);
   assert.equal(await queue.claim("work", LEASE), undefined);
+});
+
+test("what is paused is not claimed, and still joined by its key; it goes on when it is resumed, not before its time", async () => {
+  await using jobs = await startJobs();
+  const { queue, clock } = jobs;
+  const runAtMs = clock.now() + DAY;
+  const id = await added(jobs, { dedupe: "a", runAtMs });
+  assert.equal(await queue.pause(id), "paused");
+  assert.equal(await queue.pause(id), undefined, "it is paused already");
+  clock.offsetMs = DAY;
+  assert.deepEqual([await queue.claim("work", LEASE), await queue.nextAtMs("work")], [undefined, undefined]);
+  assert.deepEqual(await queue.add({ kind: "work", payload: {}, dedupe: "a" }), { id, joined: true });
+  assert.deepEqual(await queue.counts(), [{ kind: "work", state: "paused", jobs: 1 }]);
+  assert.equal(await queue.resume(id), true);
+  assert.equal(await queue.resume(id), false, "it is not paused any more");
+  assert.deepEqual([(await claimed(jobs)).job.id, (await queue.get(id))?.runAtMs], [id, runAtMs]);
+});
+
+test("what is asked to pause while it runs is paused however its run ends, unless it is done, cancelled or resumed", async () => {
+  await using jobs = await startJobs();
+  const { queue } = jobs;
+  const again = { state: "queued", runAtMs: 0, error: "no", free: true } as const;
+  const endedAs = async (between: (id: number) => Promise<unknown>, ending: Ending = again): Promise<unknown> => {
+    const id = await added(jobs, { priority: 1 });
+    const claim = await claimed(jobs);
+    assert.equal(await queue.pause(id), "running");
+    await between(id);
+    const told = await queue.renew([claim], LEASE);
+    const state = await queue.end(claim, NOTHING, ending);
+    await queue.cancel(id);
+    return [told.paused.length, told.cancelled.length, state];
+  };
+  const nothing = (): Promise<void> => Promise.resolve();
+  assert.deepEqual(await endedAs(nothing), [1, 0, "paused"]);
+  assert.deepEqual(await endedAs(nothing, { state: "done", result: 1 }), [1, 0, "done"]);
+  assert.deepEqual(await endedAs((id) => queue.resume(id)), [0, 0, "queued"]);
+  assert.deepEqual(await endedAs((id) => queue.cancel(id)), [0, 1, "cancelled"]);
+  const cancelled = await added(jobs);
+  await claimed(jobs);
+  await queue.cancel(cancelled);
+  assert.deepEqual([await queue.pause(cancelled), await queue.resume(cancelled)], [undefined, false]);
+  const killed = await added(jobs);
+  await claimed(jobs);
+  await queue.pause(killed);
+  await queue.free();
+  assert.deepEqual(
+    [(await queue.get(cancelled))?.state, (await queue.get(killed))?.state],
+    ["cancelled", "paused"],
+    "their process was killed",
+  );
+  assert.equal(await queue.resume(killed), true);
+  const claim = await claimed(jobs);
+  assert.equal(await queue.end(claim, NOTHING, again), "queued", "it was asked before, and that is over");
+});
+
+test("what waits can be put ahead of the others or behind them", async () => {
+  await using jobs = await startJobs();
+  const { queue } = jobs;
+  const ids = [await added(jobs), await added(jobs, { priority: 5 }), await added(jobs), await added(jobs)];
+  const [first = 0, urgent = 0, second = 0, third = 0] = ids;
+  await added(jobs, { kind: "other", priority: 9 });
+  assert.equal(await queue.prioritise(third, undefined), true);
+  assert.equal((await queue.get(third))?.priority, 6);
+  assert.equal(await queue.prioritise(third, undefined), true, "it is ahead already");
+  assert.equal((await queue.get(third))?.priority, 6);
+  await queue.prioritise(first, -1);
+  await queue.pause(second);
+  assert.equal(await queue.prioritise(second, 7), true, "paused ones wait, too");
+  await queue.resume(second);
+  const order: number[] = [];
+  for (let claim = await queue.claim("work", LEASE); claim; claim = await queue.claim("work", LEASE))
+    order.push(claim.job.id);
+  assert.deepEqual(order, [second, third, urgent, first]);
+  assert.deepEqual([await queue.prioritise(first, 1), await queue.prioritise(99, 1)], [false, false]);
+});
+
+test("a job's parts are counted, read in pages with what became of them, and cancelled together", async () => {
+  await using jobs = await startJobs();
+  const { queue } = jobs;
+  const parent = await added(jobs, { kind: "run" });
+  const parts: number[] = [];
+  await jobs.db.transaction("lazy", async (tx) => {
+    for (let n = 0; n < 1200; n++)
+      parts.push((await queue.addWithin(tx, { kind: "work", payload: {}, parent, subject: `part ${n}` })).id);
+  });
+  const others = [await added(jobs), await added(jobs, { parent: parent + 9999 })];
+  await queue.end(await claimed(jobs), NOTHING, { state: "done", result: { copied: 1 } });
+  await queue.end(await claimed(jobs), NOTHING, { state: "dead", error: "no" });
+  const running = await claimed(jobs);
+  await queue.pause(parts[3] ?? 0);
+  assert.deepEqual(
+    new Map((await queue.countsOf(parent)).map(({ state, jobs: many }) => [state, many])),
+    new Map([
+      ["done", 1],
+      ["dead", 1],
+      ["running", 1],
+      ["paused", 1],
+      ["queued", 1196],
+    ]),
+  );
+  const base = { result: undefined, error: undefined };
+  assert.deepEqual(await queue.resultsOf(parent, 0, 2), [
+    { ...base, id: parts[0], state: "done", subject: "part 0", result: { copied: 1 } },
+    { ...base, id: parts[1], state: "dead", subject: "part 1", error: "no" },
+  ]);
+  const page = await queue.resultsOf(parent, parts[1] ?? 0, 2000);
+  assert.deepEqual(
+    page.map(({ id }) => id),
+    parts.slice(2),
+  );
+  const { cancelled, asked } = await queue.cancelPart(parent);
+  assert.deepEqual([new Set(cancelled.map(({ id }) => id)), asked], [new Set(parts.slice(3)), [running.job.id]]);
+  assert.ok(cancelled.every(({ state }) => state === "cancelled"));
+  assert.deepEqual(await queue.cancelPart(parent), { cancelled: [], asked });
+  for (const id of others) assert.equal((await queue.get(id))?.state, "queued");
+  assert.equal(
+    await queue.end(running, NOTHING, { state: "queued", runAtMs: 0, error: "no", free: false }),
+    "cancelled",
+  );
+  assert.equal(await queue.retry(parts[1] ?? 0), true);
+  assert.equal((await queue.get(parts[1] ?? 0))?.parent, parent, "also of what is retried by hand");
+});
+
+test("whoever works at a subject learns of the newest job about it, dead and cancelled ones aside", async () => {
+  await using jobs = await startJobs();
+  const { queue } = jobs;
+  const about = { subject: "dr app:1" };
+  const first = await added(jobs, about);
+  await queue.end(await claimed(jobs), NOTHING, { state: "dead", error: "no" });
+  assert.equal(await queue.newerOf("work", "dr app:1", first), undefined);
+  const second = await added(jobs, about);
+  const third = await added(jobs, about);
+  await added(jobs, { subject: "dr app:2" });
+  await added(jobs, { ...about, kind: "other" });
+  assert.equal(await queue.newerOf("work", "dr app:1", first), third);
+  await queue.cancel(third);
+  assert.equal(await queue.newerOf("work", "dr app:1", first), second);
+  await queue.end(await claimed(jobs), NOTHING, { state: "done", result: 1 });
+  assert.equal(await queue.newerOf("work", "dr app:1", first), second);
+  assert.equal(await queue.newerOf("work", "dr app:1", second), undefined);
 });
 
 test("retry gives all attempts anew, to what is dead or cancelled, unless its key is taken", async () => {
@@ -137,7 +277,7 @@ test("of a job's lines the newest 1,000 stay, cut to 2,000 characters", async ()
   assert.deepEqual((await queue.get(id))?.progress, { share: 1 });
 });
 
-test("lists are newest first, page by page, by kind and state", async () => {
+test("lists are newest first, page by page, by kind, state, subject and parent", async () => {
   await using jobs = await startJobs();
   const { queue } = jobs;
   const work = [await added(jobs), await added(jobs), await added(jobs)];
@@ -150,6 +290,12 @@ test("lists are newest first, page by page, by kind and state", async () => {
   assert.deepEqual(await ids({ state: "queued" }), [other, work[2], work[0]]);
   assert.deepEqual(await ids({ state: "queued", kind: "work", before: work[2] }), [work[0]]);
   assert.deepEqual(await ids({ limit: 1, before: other }), [work[2]]);
+  const part = await added(jobs, { subject: "app:1", parent: other });
+  const single = await added(jobs, { kind: "other", subject: "app:1" });
+  assert.deepEqual(await ids({ subject: "app:1" }), [single, part]);
+  assert.deepEqual(await ids({ subject: "app:1", kind: "work" }), [part]);
+  assert.deepEqual(await ids({ parent: other }), [part]);
+  assert.deepEqual(await ids({ parent: other, state: "done" }), []);
 });
 
 test("jobs are forgotten once they ended long ago or too many have ended since, with their lines; unfinished ones never", async () => {
@@ -197,7 +343,7 @@ type Step =
   | { do: "add"; dedupe: string | undefined; priority: number }
   | { do: "claim" }
   | { do: "end"; which: number; how: "done" | "dead" | "cancelled" | "again" | "free" }
-  | { do: "cancel" | "retry"; which: number }
+  | { do: "cancel" | "retry" | "pause" | "resume" | "prioritise"; which: number }
   | { do: "wait" | "free" | "renew" };
 
 const which = fc.nat(20);
@@ -213,11 +359,11 @@ const step: fc.Arbitrary<Step> = fc.oneof(
     which,
     how: fc.constantFrom("done", "dead", "cancelled", "again", "free"),
   }),
-  fc.record({ do: fc.constantFrom("cancel" as const, "retry" as const), which }),
+  fc.record({ do: fc.constantFrom("cancel", "retry", "pause", "resume", "prioritise"), which }),
   fc.record({ do: fc.constantFrom("wait" as const, "free" as const, "renew" as const) }),
 );
 
-test("whatever happens to a queue: one unfinished job to a key, none lost, none run twice at once", async () => {
+test("whatever happens to a queue: one unfinished job to a key, none lost, none run twice at once, none while it is paused", async () => {
   await using jobs = await startJobs();
   const { queue, clock, db } = jobs;
   await fc.assert(
@@ -227,6 +373,13 @@ test("whatever happens to a queue: one unfinished job to a key, none lost, none 
       /** Runs that may believe that they go on; of each job, only the newest has the lease. */
       const claims: Claim[] = [];
       const holders = new Map<number, Claim>();
+      /** What a running one becomes where it would be queued. */
+      const asked = new Map<number, "cancelled" | "paused">();
+      const freed = async (): Promise<void> => {
+        for (const id of holders.keys()) assert.equal((await queue.get(id))?.state, asked.get(id) ?? "queued");
+        holders.clear();
+        asked.clear();
+      };
       const pick = <T>(from: readonly T[], at: number): T | undefined => from[at % Math.max(1, from.length)];
       for (const action of steps) {
         if (action.do === "add") {
@@ -238,7 +391,7 @@ test("whatever happens to a queue: one unfinished job to a key, none lost, none 
             priority,
             ...(dedupe ? { dedupe } : {}),
           });
-          const there = before.find((job) => dedupe !== undefined && job.dedupe === dedupe && isUnfinished(job));
+          const there = before.find((job) => dedupe !== undefined && job.dedupe === dedupe && isUnfinished(job.state));
           assert.deepEqual([joined, joined ? id : undefined], [there !== undefined, there?.id]);
           if (!joined) ids.push(id);
         } else if (action.do === "claim") {
@@ -272,33 +425,67 @@ test("whatever happens to a queue: one unfinished job to a key, none lost, none 
           const after = await queue.get(claim.job.id);
           if (!holds) assert.deepEqual(after, before);
           else assert.equal((before?.attempts ?? 0) - (after?.attempts ?? 0), action.how === "free" ? 1 : 0);
-          if (holds) holders.delete(claim.job.id);
-        } else if (action.do === "cancel") await queue.cancel(pick(ids, action.which) ?? 0);
-        else if (action.do === "retry") await queue.retry(pick(ids, action.which) ?? 0);
-        else if (action.do === "wait") {
+          if (!holds) continue;
+          const wanted = action.how === "again" || action.how === "free" ? "queued" : action.how;
+          assert.equal(state, wanted === "queued" ? (asked.get(claim.job.id) ?? wanted) : wanted);
+          holders.delete(claim.job.id);
+          asked.delete(claim.job.id);
+        } else if ("which" in action) {
+          const id = pick(ids, action.which) ?? 0;
+          const before = (await queue.get(id))?.state;
+          const toldToEnd = asked.get(id) === "cancelled";
+          if (action.do === "cancel") {
+            const found = await queue.cancel(id);
+            assert.equal(
+              found,
+              before === "running" ? before : before && isUnfinished(before) ? "cancelled" : undefined,
+            );
+            if (found === "running") asked.set(id, "cancelled");
+          } else if (action.do === "pause") {
+            const found = await queue.pause(id);
+            const isRefused = toldToEnd || (before !== "queued" && before !== "running");
+            assert.equal(found, isRefused ? undefined : before === "queued" ? "paused" : "running");
+            if (found === "running") asked.set(id, "paused");
+          } else if (action.do === "resume") {
+            assert.equal(await queue.resume(id), before === "paused" || asked.get(id) === "paused");
+            assert.equal((await queue.get(id))?.state, before === "paused" ? "queued" : before);
+            if (!toldToEnd) asked.delete(id);
+          } else if (action.do === "prioritise") {
+            const isFirst = await queue.prioritise(id, undefined);
+            assert.equal(isFirst, before === "queued" || before === "paused");
+            const rows = await queue.list({ limit: 1000, state: "queued" });
+            const { priority = 0 } = (await queue.get(id)) ?? {};
+            if (isFirst) assert.ok(rows.every((other) => other.id === id || other.priority < priority));
+          } else await queue.retry(id);
+        } else if (action.do === "wait") {
           clock.offsetMs += LEASE + 1;
           await queue.renew([], LEASE);
-          holders.clear();
+          await freed();
         } else if (action.do === "free") {
           await queue.free();
-          holders.clear();
+          await freed();
         } else {
-          const { lost } = await queue.renew(claims, LEASE);
+          const { lost, ...ended } = await queue.renew(claims, LEASE);
           assert.deepEqual(new Set(lost), new Set(claims.filter((claim) => holders.get(claim.job.id) !== claim)));
+          for (const how of ["cancelled", "paused"] as const)
+            assert.deepEqual(
+              new Set(ended[how].map(({ job }) => job.id)),
+              new Set(ids.filter((id) => asked.get(id) === how)),
+            );
         }
         const rows = await queue.list({ limit: 1000 });
         assert.deepEqual(rows.map(({ id }) => id).toReversed(), ids, "none is lost");
-        const keys = rows.filter(isUnfinished).flatMap(({ dedupe }) => dedupe ?? []);
+        const keys = rows.filter(({ state }) => isUnfinished(state)).flatMap(({ dedupe }) => dedupe ?? []);
         assert.equal(new Set(keys).size, keys.length, "two unfinished jobs have one key");
         const running = rows.filter(({ state }) => state === "running").map(({ id }) => id);
         assert.deepEqual(new Set(running), new Set(holders.keys()));
-        for (const job of rows) assert.equal(job.endedAtMs === undefined, isUnfinished(job));
+        for (const job of rows) assert.equal(job.endedAtMs === undefined, isUnfinished(job.state));
       }
     }),
     { numRuns: 150 },
   );
 });
 
-function isUnfinished({ state }: Job): boolean {
-  return state === "queued" || state === "running";
+function isUnfinished(state: JobState): boolean {
+  return state === "queued" || state === "running" || state === "paused";
 }

@@ -241,6 +241,124 @@ test("cancelling takes out of the queue what waits, and ends what runs", async (
   ]);
 });
 
+test("a pause ends the run at no cost and keeps the job until it is resumed; who watches stays, and learns of its end", async () => {
+  await using jobs = await startJobs();
+  await using running = jobs.runner();
+  const { runner } = running;
+  const begun: number[] = [];
+  const ended: string[] = [];
+  let works = false;
+  runner.register(
+    kindOf(
+      async (_, context: JobContext<unknown>) => {
+        begun.push(context.attempt);
+        if (!works) await untilTold(context.signal);
+        await context.progress({ works });
+      },
+      { attempts: 1, ended: (_, { how }) => void ended.push(how) },
+    ),
+  );
+  runner.start();
+  const { id } = await jobs.queue.add(add());
+  const told: unknown[] = [];
+  const watching = runner.watch(id, async (event) => void told.push(event), never);
+  runner.wake();
+  await until(() => begun.length === 1, "it has begun");
+  const paused = until(async () => (await jobs.queue.get(id))?.state === "paused", "it is paused");
+  assert.equal(await runner.pause(id), "running");
+  await paused;
+  await until(() => ended.length === 1, "its kind was told");
+  await runner.expose();
+  const { values } = await running.metrics.jobs.get();
+  assert.equal(values.find(({ labels }) => labels.state === "paused")?.value, 1);
+  assert.equal(await runs(running, "paused"), 1);
+  assert.equal(await runner.pause(id), undefined, "it is paused already");
+  const other = await jobs.queue.add(add());
+  works = true;
+  runner.wake();
+  assert.equal((await runner.watch(other.id, silent, never)).how, "done");
+  assert.equal(await jobs.queue.resume(id), true);
+  runner.wake("work");
+  assert.deepEqual(await watching, { how: "done", result: undefined });
+  assert.deepEqual([begun, ended, told], [[1, 1, 1], ["paused", "done", "done"], [{ works: true }]]);
+});
+
+test("what is resumed before its run has ended runs again at once, and what is cancelled then is cancelled", async () => {
+  await using jobs = await startJobs();
+  await using running = jobs.runner();
+  const { runner } = running;
+  const doors: PromiseWithResolvers<void>[] = [];
+  const ended: string[] = [];
+  runner.register(
+    kindOf(
+      async (_, { attempt, signal }) => {
+        const door = Promise.withResolvers<void>();
+        doors.push(door);
+        await door.promise;
+        signal.throwIfAborted();
+        return attempt;
+      },
+      { attempts: 1, ended: (_, { how }) => void ended.push(how) },
+    ),
+  );
+  runner.start();
+  const first = await jobs.queue.add(add());
+  const watching = runner.watch(first.id, silent, never);
+  runner.wake();
+  await until(() => doors.length === 1, "it has begun");
+  assert.equal(await runner.pause(first.id), "running");
+  assert.equal(await jobs.queue.resume(first.id), true);
+  doors[0]?.resolve();
+  await until(() => doors.length === 2, "it has begun again");
+  doors[1]?.resolve();
+  assert.deepEqual(await watching, { how: "done", result: 1 });
+  const second = await jobs.queue.add(add());
+  const cancelling = runner.watch(second.id, silent, never);
+  runner.wake();
+  await until(() => doors.length === 3, "the second one has begun");
+  assert.equal(await runner.pause(second.id), "running");
+  assert.equal(await runner.cancel(second.id), "running");
+  doors[2]?.resolve();
+  assert.deepEqual(await cancelling, { how: "cancelled" });
+  assert.deepEqual(ended, ["later", "done", "cancelled"]);
+});
+
+test("the parts of a job are cancelled with it: those that wait, those that are paused and those that run", async () => {
+  await using jobs = await startJobs();
+  await using running = jobs.runner();
+  const { runner } = running;
+  const ended: [string | undefined, string][] = [];
+  let begun = 0;
+  runner.register(
+    kindOf(
+      (_, { signal }) => {
+        begun++;
+        return untilTold(signal);
+      },
+      { ended: ({ name }, { how }) => void ended.push([name, how]) },
+    ),
+  );
+  const parent = 77;
+  const ids: number[] = [];
+  for (const name of ["runs", "paused", "queued"]) ids.push((await jobs.queue.add({ ...add(name), parent })).id);
+  const [, paused = 0] = ids;
+  const unknown = (await jobs.queue.add({ kind: "unknown", payload: {}, parent })).id;
+  const other = await jobs.queue.add(add("other"));
+  assert.equal(await runner.pause(paused), "paused");
+  const watching = ids.map((id) => runner.watch(id, silent, never));
+  runner.start();
+  await until(() => begun === 1, "one has begun");
+  assert.deepEqual(new Set(await runner.cancelPart(parent)), new Set([...ids, unknown]));
+  assert.deepEqual(
+    (await Promise.all(watching)).map(({ how }) => how),
+    ["cancelled", "cancelled", "cancelled"],
+  );
+  assert.deepEqual(new Map(ended), new Map(["runs", "paused", "queued"].map((name) => [name, "cancelled"])));
+  assert.deepEqual(await runner.cancelPart(parent), []);
+  await until(() => begun === 2, "the other one has its turn");
+  assert.equal((await jobs.queue.get(other.id))?.state, "running");
+});
+
 test("a watcher that takes nothing keeps no run from its end, and no runner from stopping", async () => {
   await using jobs = await startJobs();
   await using running = jobs.runner();

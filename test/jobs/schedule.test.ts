@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { JobSchedule, type When } from "../../src/jobs/schedule.ts";
+import { JobSchedule, type Scheduled, type When } from "../../src/jobs/schedule.ts";
 import { until } from "../kit/registry.ts";
 import { DAY, MINUTE } from "../registry/clients.ts";
 import { startJobs, type TestJobs, type TestRunner } from "./jobs.ts";
@@ -104,6 +104,57 @@ test("it wakes when a job is due, without waiting for the next look", async () =
     job: () => ({ kind: "clean", payload: {}, dedupe: "" }),
   });
   schedule.start();
+  await until(async () => (await count(jobs)) === 1, "it is added");
+  await schedule.stop();
+});
+
+test("what is outside its hours is put off until they begin, and added once", async () => {
+  await using jobs = await startJobs();
+  const running = jobs.runner();
+  const at = (iso: string): void => void (jobs.clock.offsetMs = Date.parse(iso) - Date.now());
+  const evening = (atMs: number): number => Math.max(atMs, Date.parse("2030-01-01T20:00:00Z"));
+  const nightly: Scheduled = {
+    name: "clean",
+    when: () => ({ cron: "0 12 * * *" }),
+    opensAtMs: evening,
+    job: () => ({ kind: "clean", payload: {}, dedupe: "" }),
+  };
+  const lookOnce = async (): Promise<JobSchedule> => {
+    const schedule = new JobSchedule({ ...jobs, runner: running.runner, look: () => undefined });
+    schedule.add(nightly);
+    schedule.start();
+    await schedule.stop();
+    return schedule;
+  };
+  at("2030-01-01T11:00:00Z");
+  const schedule = await lookOnce();
+  const dueAt = async (): Promise<string> => new Date((await schedule.dueAtMs(nightly)) ?? assert.fail()).toISOString();
+  assert.equal(await dueAt(), "2030-01-01T20:00:00.000Z");
+  at("2030-01-01T19:00:00Z");
+  await lookOnce();
+  assert.equal(await count(jobs), 0);
+  assert.equal(await dueAt(), "2030-01-01T20:00:00.000Z");
+  at("2030-01-01T20:00:01Z");
+  await lookOnce();
+  await lookOnce();
+  assert.equal(await count(jobs), 1);
+  assert.equal(await dueAt(), "2030-01-02T12:00:00.000Z");
+});
+
+test("a list that changes while it runs counts at once", async () => {
+  await using jobs = await startJobs();
+  await using running = jobs.runner();
+  const schedule = new JobSchedule({ ...jobs, runner: running.runner, look: () => undefined });
+  let list: Scheduled[] = [];
+  let looks = 0;
+  schedule.addAll(() => {
+    looks++;
+    return list;
+  });
+  schedule.start();
+  await until(() => looks === 1, "it has looked");
+  list = [{ name: "new", when: () => ({ everyMs: 1 }), job: () => ({ kind: "new", payload: {}, dedupe: "" }) }];
+  schedule.changed();
   await until(async () => (await count(jobs)) === 1, "it is added");
   await schedule.stop();
 });

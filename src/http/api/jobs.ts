@@ -1,17 +1,18 @@
 import { z } from "zod";
-import type { Job, JobQueue } from "../../jobs/queue.ts";
+import { JOB_STATES, type Job } from "../../jobs/job.ts";
+import type { JobQueue } from "../../jobs/queue.ts";
 import type { JobRunner } from "../../jobs/runner.ts";
 import { isoTime, operation, pageBody, pageOf, paging, readCursor, wholeNumber, type Operation } from "./operation.ts";
 import { Problem } from "./problem.ts";
 import { amount, time } from "./schemas.ts";
 
-const STATES = ["queued", "running", "done", "dead", "cancelled"] as const;
-
 const job = z
   .object({
     id: z.int().min(1),
     kind: z.string().describe("What it does: `gc`, `scrub`, …"),
-    state: z.enum(STATES).describe("dead: it failed for the last time."),
+    state: z.enum(JOB_STATES).describe("paused: until somebody resumes it. dead: it failed for the last time."),
+    subject: z.string().optional().describe("What it is about."),
+    parent: z.int().min(1).optional().describe("The job that it is a part of, which may be forgotten."),
     dedupe: z.string().optional().describe("Of a kind, at most one unfinished job has this key."),
     priority: z.int().describe("Higher first, within its kind."),
     attempts: amount.describe("Runs that it has begun, without those that cost nothing."),
@@ -31,6 +32,8 @@ const line = z
   .meta({ id: "JobLine", description: "What a run has told. The newest 1,000 of a job are kept." });
 
 const id = wholeNumber(1, Number.MAX_SAFE_INTEGER);
+/** On either side of 0, which is what jobs begin with. */
+const MOST_PRIORITY = 1_000_000;
 
 export interface JobOperationsDeps {
   queue: JobQueue;
@@ -51,10 +54,16 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
       path: "/jobs",
       tag: "jobs",
       summary: "Lists jobs, newest first",
-      query: { ...paging, kind: z.string().min(1).max(100).optional(), state: z.enum(STATES).optional() },
+      query: {
+        ...paging,
+        kind: z.string().min(1).max(100).optional(),
+        state: z.enum(JOB_STATES).optional(),
+        subject: z.string().min(1).max(1000).optional().describe("In full."),
+        parent: id.optional(),
+      },
       answers: { 200: { description: "A page of jobs", schema: pageOf(job) } },
-      handle: async ({ query: { limit, cursor, kind, state } }) => {
-        const jobs = await queue.list({ kind, state, before: readCursor(z.int(), cursor), limit });
+      handle: async ({ query: { limit, cursor, ...filter } }) => {
+        const jobs = await queue.list({ ...filter, before: readCursor(z.int(), cursor), limit });
         return { status: 200, body: pageBody(jobs.map(answerOf), limit, () => jobs.at(-1)?.id) };
       },
     }),
@@ -91,10 +100,10 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
       method: "POST",
       path: "/jobs/{id}/cancel",
       tag: "jobs",
-      summary: "Cancels what is queued, and ends what runs",
+      summary: "Cancels what is queued or paused, and ends what runs",
       params: { id },
       answers: {
-        200: { description: "It was queued, and is cancelled", schema: job },
+        200: { description: "It waited, and is cancelled", schema: job },
         202: { description: "It runs, and is told to end: soon it is cancelled", schema: job },
       },
       problems: ["not-found", "conflict"],
@@ -103,6 +112,71 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
         const body = await found(params.id);
         if (!cancelled) throw new Problem("conflict", `job ${params.id} has ended: it is ${body.state}`);
         return { status: cancelled === "running" ? 202 : 200, body: answerOf(body) };
+      },
+    }),
+    operation({
+      id: "pauseJob",
+      method: "POST",
+      path: "/jobs/{id}/pause",
+      tag: "jobs",
+      summary: "Pauses what is queued, and ends what runs until it is resumed",
+      params: { id },
+      answers: {
+        200: { description: "It was queued, and is paused", schema: job },
+        202: { description: "It runs, and is told to end: soon it is paused. The run costs no attempt", schema: job },
+      },
+      problems: ["not-found", "conflict"],
+      handle: async ({ params }) => {
+        const paused = await runner.pause(params.id);
+        const body = await found(params.id);
+        if (paused) return { status: paused === "running" ? 202 : 200, body: answerOf(body) };
+        const reason = body.state === "running" ? "it was cancelled, and is about to end" : `it is ${body.state}`;
+        throw new Problem("conflict", `job ${params.id} can't be paused: ${reason}`);
+      },
+    }),
+    operation({
+      id: "resumeJob",
+      method: "POST",
+      path: "/jobs/{id}/resume",
+      tag: "jobs",
+      summary: "Queues what is paused; it runs no earlier than it would have",
+      params: { id },
+      answers: { 200: { description: "It is queued; or it still runs, and is not paused with its end", schema: job } },
+      problems: ["not-found", "conflict"],
+      handle: async ({ params }) => {
+        const isResumed = await queue.resume(params.id);
+        const body = await found(params.id);
+        if (!isResumed)
+          throw new Problem("conflict", `job ${params.id} stays as it is: it is ${body.state}, and not paused`);
+        runner.wake(body.kind);
+        return { status: 200, body: answerOf(body) };
+      },
+    }),
+    operation({
+      id: "prioritiseJob",
+      method: "POST",
+      path: "/jobs/{id}/prioritise",
+      tag: "jobs",
+      summary: "Changes when it is the turn of what is queued or paused",
+      params: { id },
+      body: z.strictObject({
+        priority: z
+          .int()
+          .min(-MOST_PRIORITY)
+          .max(MOST_PRIORITY)
+          .optional()
+          .describe("Higher first; without it, ahead of all others of its kind that are queued."),
+      }),
+      answers: { 200: { description: "It has that priority", schema: job } },
+      problems: ["not-found", "conflict"],
+      handle: async ({ params, body: { priority } }) => {
+        const isChanged = await queue.prioritise(params.id, priority);
+        const body = await found(params.id);
+        if (isChanged) return { status: 200, body: answerOf(body) };
+        throw new Problem(
+          "conflict",
+          `job ${params.id} stays as it is: it is ${body.state}, and only what is queued or paused waits for its turn`,
+        );
       },
     }),
     operation({

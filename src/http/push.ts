@@ -3,6 +3,7 @@ import type { Requester } from "../events/event.ts";
 import { parseDigest, type DigestAlgorithm } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { MAX_MANIFEST_BYTES } from "../oci/manifest.ts";
+import { ORIGIN_HEADER, parseOrigin, type Origin } from "../oci/origin.ts";
 import { isTag, parseRepositoryName, type RepositoryName, type Tag } from "../oci/reference.ts";
 import type { Route } from "../oci/route.ts";
 import type { Gate } from "../registry/gate.ts";
@@ -220,6 +221,7 @@ export class Push {
         tags,
         mayMove: gate.rights(caller, located).has("push"),
         condition: conditionOf(request),
+        origin: originOf(request),
       },
       by,
     );
@@ -299,6 +301,18 @@ function placementOf(request: IncomingMessage): Placement | undefined {
 function tagOf(text: string): Tag {
   if (isTag(text)) return text;
   throw new RegistryError("MANIFEST_INVALID", `"${text.slice(0, 140)}" is not a tag`);
+}
+
+/** What a copy is a copy of. @throws RegistryError MANIFEST_INVALID */
+function originOf({ headers }: IncomingMessage): Origin | undefined {
+  const header = headers[ORIGIN_HEADER];
+  if (header === undefined) return undefined;
+  const origin = typeof header === "string" ? parseOrigin(header) : undefined;
+  if (origin) return origin;
+  throw new RegistryError(
+    "MANIFEST_INVALID",
+    `Entrepot-Origin "${String(header).slice(0, 100)}" is not at=MILLISECONDS; by=ID: send it as the source answered it, or leave it out`,
+  );
 }
 
 /** Source: RFC 9110 §13.1 */

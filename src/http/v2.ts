@@ -3,6 +3,7 @@ import type { Metrics } from "../base/metrics.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { MEDIA_TYPES } from "../oci/manifest.ts";
+import { formatOrigin, ORIGIN_HEADER } from "../oci/origin.ts";
 import { parseRange } from "../oci/range.ts";
 import { isDigest, type Digest } from "../oci/digest.ts";
 import type { Reference, RepositoryName } from "../oci/reference.ts";
@@ -171,6 +172,7 @@ export class V2 {
       // Its full name, however the client spelt it: an export is named by that.
       "entrepot-repository": located.repository,
       etag,
+      ...(answer.origin ? { [ORIGIN_HEADER]: formatOrigin(answer.origin) } : {}),
       ...(isDigest(reference) ? immutable(request) : {}),
       ...scopeHeaders(located, answer.warning),
     };

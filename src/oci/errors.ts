@@ -1,7 +1,7 @@
 /**
  * The one table of error codes: code → HTTP status and meaning.
  * Source: OCI distribution-spec, "Error Codes" (code-1 to code-14); UNAVAILABLE and UNKNOWN are
- * what docker's and containerd's error parsers know for faults that are not the client's.
+ * what docker's and containerd's error parsers know for faults that are not the client's; TAG_NEWER is Entrepot's own, for copies.
  */
 const TABLE = {
   BLOB_UNKNOWN: 404,
@@ -14,6 +14,7 @@ const TABLE = {
   NAME_INVALID: 400,
   NAME_UNKNOWN: 404,
   SIZE_INVALID: 400,
+  TAG_NEWER: 409,
   UNAUTHORIZED: 401,
   DENIED: 403,
   UNSUPPORTED: 405,

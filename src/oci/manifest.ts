@@ -70,6 +70,10 @@ export function isManifestType(mediaType: string): boolean {
   return KNOWN_IMAGE.has(mediaType) || KNOWN_INDEX.has(mediaType);
 }
 
+export function isIndexType(mediaType: string): boolean {
+  return KNOWN_INDEX.has(mediaType);
+}
+
 /** The media type without parameters, in lower case. Source: RFC 9110 §8.3.1 */
 export function bareMediaType(contentType: string | undefined): string | undefined {
   const bare = contentType?.split(";", 1)[0]?.trim().toLowerCase();

@@ -1,6 +1,7 @@
 import type { CacheResult } from "../base/metrics.ts";
 import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
+import type { Origin } from "../oci/origin.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { BlobReader } from "../store/blobs.ts";
 import { DigestMismatch, NotAtSource } from "../transfer/source.ts";
@@ -12,6 +13,8 @@ export interface ManifestAnswer {
   sizeBytes: number | undefined;
   /** Absent where only the head was asked for. */
   bytes: Buffer | undefined;
+  /** Of a tag of a hosted repository: the push that has brought it here. */
+  origin?: Origin | undefined;
   /** Text of a `Warning: 299` header: the answer may be out of date. */
   warning: string | undefined;
   /** undefined for hosted repositories */

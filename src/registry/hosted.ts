@@ -6,6 +6,7 @@ import type { Journal } from "../events/journal.ts";
 import { algorithmOf, digestOf, isDigest, type Digest, type DigestAlgorithm } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { bareMediaType, isManifestType, ownBlobs, parseManifest, type Manifest } from "../oci/manifest.ts";
+import { formatOrigin, type Origin } from "../oci/origin.ts";
 import { referrersTag, type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
 import { BlobFault, type BlobStore } from "../store/blobs.ts";
 import { newManifest, type Catalog, type Ledger, type StoredBlob } from "../store/catalog.ts";
@@ -13,6 +14,7 @@ import {
   MissingReferences,
   NamespaceTaken,
   NotMounted,
+  TagIsNewer,
   type HostedCatalog,
   type Place,
   type Referrer,
@@ -68,6 +70,8 @@ export interface PushedManifest {
   /** Whether a tag may be moved from another manifest to this one. */
   mayMove: boolean;
   condition: TagCondition;
+  /** Of a copy: the push that it is a copy of. It moves no tag that was pushed later. */
+  origin: Origin | undefined;
 }
 
 const REFERRERS_BATCH = 16;
@@ -94,14 +98,16 @@ export class HostedRepositories {
   /** @throws RegistryError MANIFEST_UNKNOWN, NAME_UNKNOWN */
   async manifest({ repository }: Located, reference: Reference, head: boolean): Promise<ManifestAnswer> {
     const { catalog, usage } = this.#deps;
-    const digest = isDigest(reference) ? reference : (await catalog.findTag(repository, reference))?.digest;
+    const tagged = isDigest(reference) ? undefined : await catalog.findTag(repository, reference);
+    const digest = isDigest(reference) ? reference : tagged?.digest;
     if (digest !== undefined) usage.touch(digest);
     const found = digest && (await catalog.findManifest(repository, digest));
     if (digest === undefined || !found?.linked) throw await this.#unknownManifest(repository, reference);
     const bytes = head ? undefined : await this.#read(repository, digest);
     if (!head && !isDigest(reference)) usage.touchTag(repository, reference);
     const { mediaType, sizeBytes } = found;
-    return { digest, mediaType, sizeBytes, bytes, warning: undefined, upstream: undefined, result: "hit" };
+    const { origin } = tagged ?? {};
+    return { digest, mediaType, sizeBytes, bytes, origin, warning: undefined, upstream: undefined, result: "hit" };
   }
 
   /** @throws RegistryError BLOB_UNKNOWN, NAME_UNKNOWN; UNAVAILABLE where the file can't be read */
@@ -384,12 +390,12 @@ export class HostedRepositories {
    * Stores a manifest, then points the tags to it.
    * @returns its digest, and the subject that it was filed under
    * @throws RegistryError MANIFEST_INVALID, DIGEST_INVALID, MANIFEST_BLOB_UNKNOWN (one for each content that is not there), DENIED for an
-   * immutable tag or a quota, or with status 412 where the condition does not hold
+   * immutable tag or a quota, or with status 412 where the condition does not hold; TAG_NEWER for a copy of what was pushed before
    */
   async pushManifest(
     located: Located,
     reference: Reference,
-    { bytes, contentType, tags, mayMove, condition }: PushedManifest,
+    { bytes, contentType, tags, mayMove, condition, origin }: PushedManifest,
     by: Requester,
   ): Promise<{ digest: Digest; subject: Digest | undefined }> {
     const { hosted, memory, clock, ledger, journal, config } = this.#deps;
@@ -426,8 +432,7 @@ export class HostedRepositories {
           place,
           newManifest(digest, bytes, manifest),
           requiredBy(manifest),
-          moved,
-          guard,
+          { tags: moved, guard, origin },
           clock.now(),
           (tx) => journal.recordWithin(tx, moved.length === 0 ? [event] : moved.map((tag) => ({ ...event, tag }))),
         ),
@@ -435,6 +440,7 @@ export class HostedRepositories {
       journal.recorded();
       if (cached) ledger.removed([cached]);
     } catch (error) {
+      if (error instanceof TagIsNewer) throw tagIsNewer(repository, error);
       throw error instanceof MissingReferences ? missingReferences(repository, error.digests) : error;
     }
     memory.set(digest, bytes);
@@ -611,6 +617,15 @@ function immutableTag(repository: RepositoryName, tag: Tag): RegistryError {
   return new RegistryError("DENIED", `${repository}:${tag} is immutable by hosted.immutableTags: push another tag`, {
     detail: { repository, tag },
   });
+}
+
+function tagIsNewer(repository: RepositoryName, { tag, present: { digest, origin } }: TagIsNewer): RegistryError {
+  const mark = formatOrigin(origin);
+  return new RegistryError(
+    "TAG_NEWER",
+    `${repository}:${tag} points to ${digest}, which was pushed later (${mark}) than what this is a copy of: it stays; to go back to that, push it without Entrepot-Origin`,
+    { detail: { repository, tag, digest, origin: mark } },
+  );
 }
 
 function unmovedTag(repository: RepositoryName, tag: Tag): RegistryError {

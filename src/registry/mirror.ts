@@ -93,6 +93,22 @@ export class Mirror implements AsyncDisposable {
     }
   }
 
+  /**
+   * A manifest for a copy of it elsewhere: from here, or brought here from any upstream, whatever its globs let clients see.
+   * @throws RegistryError MANIFEST_UNKNOWN; RemoteError
+   */
+  async manifestFrom(target: Target, digest: Digest): Promise<ManifestAnswer> {
+    const resolved = await this.#manifests.resolve(target, digest, false);
+    this.#deps.usage.touch(resolved.digest);
+    const bytes = resolved.bytes ?? (await this.#manifests.read(target, resolved.digest));
+    return { ...resolved, bytes, upstream: target.upstream.name };
+  }
+
+  /** A blob as {@link manifestFrom}. @throws RegistryError BLOB_UNKNOWN; RemoteError, NotAtSource, DigestMismatch */
+  blobFrom(target: Target, digest: Digest): Promise<BlobAnswer> {
+    return this.#blobs.open(target, digest, false);
+  }
+
   /** Brings a blob here, unless it is. @throws RegistryError as {@link blob}; the signal's reason */
   async bring(located: Cached, digest: Digest, signal: AbortSignal): Promise<void> {
     const target = this.#target(located);

@@ -14,7 +14,7 @@ import {
   type Patience,
   type Payload,
 } from "./exchange.ts";
-import type { Pace } from "./pace.ts";
+import type { Pace, Turns } from "./pace.ts";
 import { RemoteError, type RemoteFault } from "./remote-error.ts";
 
 export type RemoteKind = "manifest" | "blob" | "tags" | "referrers" | "token" | "ping" | "upload";
@@ -63,6 +63,8 @@ export interface HostLimits {
   observe: RemoteObserver;
   policy: RetryPolicy;
   pace: Pace | undefined;
+  /** Of requests to this host; undefined: as many as there are. */
+  turns: Turns | undefined;
   firstByteMs: Milliseconds;
   progressMs: Milliseconds;
 }
@@ -133,6 +135,7 @@ export class Host {
   }
 
   async #try(dispatcher: Dispatcher, request: HostRequest): Promise<HostAnswer> {
+    await this.#takeTurn(request.patience.signal);
     this.#refuseWhilePaused(request.kind);
     const pass = this.#enter();
     const { kind, method, take, answerWithinMs, ...sent } = request;
@@ -163,6 +166,12 @@ export class Host {
     const error = this.#errorOf(fault, kind, answer, bytes);
     this.#settle(pass, error);
     throw error;
+  }
+
+  async #takeTurn(signal: AbortSignal | undefined): Promise<void> {
+    const { turns, clock } = this.#limits;
+    const waitMs = turns?.take() ?? 0;
+    if (waitMs > 0) await clock.sleep(waitMs, signal);
   }
 
   #enter(): Pass {
@@ -244,8 +253,8 @@ export class Host {
 function faultOf(status: number): RemoteFault | undefined {
   if (status === 429) return "rateLimited";
   if (status === 408) return "timeout";
-  // 501 and 505 are said for good, not in a bad moment.
-  return status >= 500 && status !== 501 && status !== 505 ? "server" : undefined;
+  // 501, 505 and 507 (no room left) are said for good, not in a bad moment.
+  return status >= 500 && ![501, 505, 507].includes(status) ? "server" : undefined;
 }
 
 /** The body of an error or a redirect, so that its connection can be used again; a long one is cut off. */

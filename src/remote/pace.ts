@@ -20,3 +20,21 @@ export class Pace {
     return Math.max(0, this.#freeAtMs - now);
   }
 }
+
+/** A limit of requests that any number of callers share: they take turns, evenly. */
+export class Turns {
+  readonly #everyMs: Milliseconds;
+  #nextAtMs = 0;
+
+  constructor(perSecond: number) {
+    this.#everyMs = 1000 / perSecond;
+  }
+
+  /** @returns how long to wait before the request is sent */
+  take(): Milliseconds {
+    const now = performance.now();
+    const atMs = Math.max(now, this.#nextAtMs);
+    this.#nextAtMs = atMs + this.#everyMs;
+    return atMs - now;
+  }
+}

@@ -18,6 +18,7 @@ import type { RetryPolicy } from "../base/retry.ts";
 import type { EndpointConfig } from "../config/schema.ts";
 import { isDigest, type Digest } from "../oci/digest.ts";
 import { MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, MEDIA_TYPES } from "../oci/manifest.ts";
+import { ORIGIN_HEADER, parseOrigin, type Origin } from "../oci/origin.ts";
 import { parseContentRange } from "../oci/range.ts";
 import { isRepositoryName, isTag, type RepositoryName } from "../oci/reference.ts";
 import { Authenticator, type AuthenticatorOptions } from "./authenticator.ts";
@@ -31,7 +32,7 @@ import {
   type RemoteKind,
   type RemoteObserver,
 } from "./host.ts";
-import { Pace } from "./pace.ts";
+import { Pace, Turns } from "./pace.ts";
 import { RemoteError } from "./remote-error.ts";
 import { readTlsContexts, Transport, type FollowedAnswer } from "./transport.ts";
 
@@ -48,6 +49,8 @@ export interface ManifestHead {
   mediaType: string | undefined;
   sizeBytes: number | undefined;
   etag: string | undefined;
+  /** Of a tag, where the registry tells. */
+  origin?: Origin | undefined;
 }
 
 export interface RemoteManifest {
@@ -56,6 +59,8 @@ export interface RemoteManifest {
   contentType: string | undefined;
   digestHeader: Digest | undefined;
   etag: string | undefined;
+  /** Of a tag, where the registry tells. */
+  origin?: Origin | undefined;
 }
 
 export interface RemoteBody {
@@ -130,6 +135,21 @@ export interface RemoteDependencies {
   observe: RemoteObserver;
   /** Three tries without it. */
   policy?: RetryPolicy | undefined;
+  /** Those of the endpoint, where several share them; else it gets its own. */
+  limits?: EndpointLimits | undefined;
+}
+
+/** How much an endpoint is asked, and what is read from it and sent to it. */
+export interface EndpointLimits {
+  pace: Pace | undefined;
+  turns: Turns | undefined;
+}
+
+export function limitsOf({ bandwidth, requests }: EndpointConfig): EndpointLimits {
+  return {
+    pace: bandwidth === undefined ? undefined : new Pace(bandwidth),
+    turns: requests === 0 ? undefined : new Turns(requests),
+  };
 }
 
 /** Reads the TLS files and sets up connections; sends nothing yet. @throws RemoteError unreachable for unreadable TLS files */
@@ -154,13 +174,14 @@ export async function connect(
   actions: AuthenticatorOptions["actions"],
 ): Promise<Connection> {
   const { clock, log, observe, policy = STANDARD_POLICY } = dependencies;
-  const pace = config.bandwidth === undefined ? undefined : new Pace(config.bandwidth);
+  const { pace, turns } = dependencies.limits ?? limitsOf(config);
   const transport = new Transport(config, await readTlsContexts(config), {
     clock,
     log,
     observe,
     policy,
     pace,
+    turns,
     firstByteMs: config.timeouts.firstByte,
     progressMs: config.timeouts.progress,
   });
@@ -234,6 +255,7 @@ export class HttpRemote implements Remote {
       mediaType: headerOf(headers, "content-type"),
       sizeBytes: readLength(headers),
       etag: headerOf(headers, "etag"),
+      origin: parseOrigin(headerOf(headers, ORIGIN_HEADER)),
     };
   }
 
@@ -257,6 +279,7 @@ export class HttpRemote implements Remote {
       contentType: headerOf(headers, "content-type"),
       digestHeader: digestHeader(headers),
       etag: headerOf(headers, "etag"),
+      origin: parseOrigin(headerOf(headers, ORIGIN_HEADER)),
     };
   }
 

@@ -11,6 +11,7 @@
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { EndpointConfig } from "../config/schema.ts";
 import { algorithmOf, isDigest, type Digest } from "../oci/digest.ts";
+import { formatOrigin, ORIGIN_HEADER, type Origin } from "../oci/origin.ts";
 import { headerOf, isStream, type Payload } from "./exchange.ts";
 import { errorCodeOf, type HostRequest } from "./host.ts";
 import type { Pace } from "./pace.ts";
@@ -74,14 +75,31 @@ export interface Target extends Remote {
   ): Promise<void>;
   /** What the registry does not give up now, it does after a while: a failure is no error. */
   cancelUpload(repository: string, session: UploadSession): Promise<void>;
+  /**
+   * @param options.origin of a tag: the push that it is a copy of
+   * @throws RemoteError {@link isTagNewer}: the tag has been pushed later there
+   */
   putManifest(
     repository: string,
     reference: string,
     manifest: { bytes: Buffer; mediaType: string },
-    options?: RemoteOptions,
+    options?: RemoteOptions & { origin?: Origin | undefined },
   ): Promise<StoredManifest>;
-  /** Deletes a tag, or a manifest with all its tags. @returns whether it was there */
-  deleteManifest(repository: string, reference: string, options?: RemoteOptions): Promise<boolean>;
+  /**
+   * Deletes a tag, or a manifest with all its tags.
+   * @param options.ifMatch only while it leads there; not every registry heeds that. One that does answers 412 otherwise
+   * @returns whether it was there
+   */
+  deleteManifest(
+    repository: string,
+    reference: string,
+    options?: RemoteOptions & { ifMatch?: Digest | undefined },
+  ): Promise<boolean>;
+}
+
+/** Whether a copy was refused because its tag has been pushed later at the target. */
+export function isTagNewer(error: unknown): error is RemoteError {
+  return error instanceof RemoteError && error.status === 409 && error.code === "TAG_NEWER";
 }
 
 /** As `createRemote`, for a registry that is written to. @throws RemoteError unreachable for unreadable TLS files */
@@ -205,13 +223,16 @@ class HttpTarget extends HttpRemote implements Target {
     repository: string,
     reference: string,
     { bytes, mediaType }: { bytes: Buffer; mediaType: string },
-    options: RemoteOptions = {},
+    options: RemoteOptions & { origin?: Origin | undefined } = {},
   ): Promise<StoredManifest> {
     const answer = await this.#ask({
       method: "PUT",
       repository,
       place: `${repository}/manifests/${reference}`,
-      headers: { "content-type": mediaType },
+      headers: {
+        "content-type": mediaType,
+        ...(options.origin ? { [ORIGIN_HEADER]: formatOrigin(options.origin) } : {}),
+      },
       body: bytes,
       options,
     });
@@ -222,9 +243,14 @@ class HttpTarget extends HttpRemote implements Target {
     return { missing: [...new Set(named as Iterable<string>)].filter((one) => isDigest(one)), cause };
   }
 
-  async deleteManifest(repository: string, reference: string, options: RemoteOptions = {}): Promise<boolean> {
+  async deleteManifest(
+    repository: string,
+    reference: string,
+    { ifMatch, ...options }: RemoteOptions & { ifMatch?: Digest | undefined } = {},
+  ): Promise<boolean> {
     const place = `${repository}/manifests/${reference}`;
-    const answer = await this.#ask({ method: "DELETE", repository, place, options });
+    const headers = ifMatch === undefined ? {} : { "if-match": `"${ifMatch}"` };
+    const answer = await this.#ask({ method: "DELETE", repository, place, headers, options });
     if (answer.status === 404) return false;
     if (answer.status !== 202 && answer.status !== 200) throw this.#refusal(answer, `the deletion of ${reference}`);
     return true;
@@ -321,6 +347,9 @@ class HttpTarget extends HttpRemote implements Target {
     const code = errorCodeOf(bytes).trim();
     const options = { status, code: code === "" ? undefined : code };
     const said = `refuses ${what} (${status}${code === "" ? "" : ` ${code}`})`;
+    if (status === 507) {
+      return new RemoteError("protocol", url.host, `has no room for ${what} (507): free some there`, options);
+    }
     const denied = status === 401 || status === 403 || status === 451;
     if (denied) return new RemoteError("denied", url.host, `${said}: check what the credentials may write`, options);
     return new RemoteError("protocol", url.host, said, options);

@@ -103,7 +103,7 @@ export class Transport implements AsyncDisposable {
 
   #host({ origin, host }: URL): Host {
     if (origin === this.#origin) return this.endpoint;
-    const known = this.#foreign.get(origin) ?? new Host(host, this.#limits);
+    const known = this.#foreign.get(origin) ?? new Host(host, { ...this.#limits, turns: undefined });
     this.#foreign.delete(origin);
     this.#foreign.set(origin, known);
     const [oldest] = this.#foreign.keys();

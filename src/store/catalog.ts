@@ -2,6 +2,7 @@ import { setImmediate as turn } from "node:timers/promises";
 import type { Database, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Descriptor, Manifest } from "../oci/manifest.ts";
+import type { Origin } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { Remembered } from "./remembered.ts";
 
@@ -28,6 +29,8 @@ export interface StoredTag {
   etag: string | undefined;
   /** When upstream last said that the tag points to this digest. */
   checkedAtMs: number;
+  /** Of a hosted repository: the push that has brought it to this digest. */
+  origin: Origin;
 }
 
 export interface NewManifest {
@@ -97,7 +100,8 @@ type Row = Record<string, string | number | Buffer | null>;
 export const ROWS_PER_TURN = 200;
 
 const FIND_TAG = `
-  SELECT t.digest, t.etag, t.checked_at, m.media_type, m.size
+  SELECT t.digest, t.etag, t.checked_at, m.media_type, m.size,
+    COALESCE(t.origin_at, t.updated_at) AS origin_at, COALESCE(t.origin_by, (SELECT id FROM site)) AS origin_by
   FROM repositories r JOIN tags t ON t.repository_id = r.id JOIN manifests m ON m.digest = t.digest
   WHERE r.name = :repository AND t.name = :tag`;
 const LINKED = `
@@ -140,6 +144,7 @@ export class Catalog {
           sizeBytes: row["size"] as number,
           etag: (row["etag"] as string | null) ?? undefined,
           checkedAtMs: row["checked_at"] as number,
+          origin: { atMs: row["origin_at"] as number, by: row["origin_by"] as string },
         }
       );
     });

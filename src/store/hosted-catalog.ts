@@ -2,6 +2,7 @@ import { setImmediate as turn } from "node:timers/promises";
 import type { Database, Reader, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
+import { originOfCopy, originOfPush, type Marked, type Origin } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import {
   ensureRepository,
@@ -25,6 +26,14 @@ export interface Referrer {
 
 /** Who decides, within the transaction, whether a tag may move. Throws to refuse; then nothing of the transaction happens. */
 export type TagGuard = (tag: Tag, current: Digest | undefined) => void;
+
+/** Tags that are to point to a manifest. */
+export interface Tagging {
+  tags: readonly Tag[];
+  guard: TagGuard;
+  /** Of a copy: the push that it is a copy of. Undefined: it is a push itself. */
+  origin: Origin | undefined;
+}
 
 /** Run in a change's own transaction, after it: what it writes is kept with the change or not at all, and if it throws, nothing happens. */
 export type Within<Change> = (tx: Writer, change: Change) => Promise<void>;
@@ -88,6 +97,19 @@ export class NotMounted extends Error {
   override readonly name = "NotMounted";
 }
 
+/** A copy may not move a tag: what it leads to was pushed later. */
+export class TagIsNewer extends Error {
+  override readonly name = "TagIsNewer";
+  readonly tag: Tag;
+  readonly present: Marked;
+
+  constructor(tag: Tag, present: Marked) {
+    super(`${tag} leads to ${present.digest}, which was pushed later`);
+    this.tag = tag;
+    this.present = present;
+  }
+}
+
 /** A manifest can't be stored: these are not in its repository. */
 export class MissingReferences extends Error {
   override readonly name = "MissingReferences";
@@ -124,6 +146,15 @@ const CACHED_HOLDERS = `${HOLDERS} AND r.upstream IS NOT NULL LIMIT 100`;
 const TAGGED = `
   SELECT t.digest, m.media_type AS "mediaType", m.size AS "sizeBytes" FROM tags t JOIN manifests m ON m.digest = t.digest
   WHERE t.repository_id = :repositoryId AND t.name = :tag`;
+/** Also where there is no such tag. */
+const MARKED = `
+  SELECT s.id AS site, t.digest, COALESCE(t.origin_at, t.updated_at) AS "atMs", COALESCE(t.origin_by, s.id) AS "by"
+  FROM site s LEFT JOIN tags t ON t.repository_id = :repositoryId AND t.name = :tag`;
+const SET_TAG = `
+  INSERT INTO tags (repository_id, name, digest, etag, updated_at, checked_at, origin_at, origin_by)
+  VALUES (:repositoryId, :tag, :digest, NULL, :now, :now, :atMs, :by)
+  ON CONFLICT (repository_id, name) DO UPDATE SET digest = excluded.digest, etag = NULL, updated_at = excluded.updated_at,
+    checked_at = excluded.checked_at, origin_at = excluded.origin_at, origin_by = excluded.origin_by`;
 const REFERRERS = `
   SELECT m.digest, m.media_type, m.size, m.artifact_type, m.annotations FROM manifests m
   WHERE m.subject = :subject AND m.digest > :last AND (:artifactType IS NULL OR m.artifact_type = :artifactType)
@@ -233,14 +264,13 @@ export class HostedCatalog {
   /**
    * Stores a manifest that has been verified, then points the tags to it.
    * @returns as what it was cached until now
-   * @throws MissingReferences, NamespaceTaken, AllowanceExceeded; whatever `guard` throws
+   * @throws MissingReferences, NamespaceTaken, AllowanceExceeded, TagIsNewer; whatever `guard` throws
    */
   async addManifest(
     place: Place,
     manifest: NewManifest,
     required: Required,
-    tags: readonly Tag[],
-    guard: TagGuard,
+    { tags, guard, origin }: Tagging,
     nowMs: number,
     within: Within<void>,
   ): Promise<Removed | undefined> {
@@ -261,14 +291,13 @@ export class HostedCatalog {
       await insertManifest(tx, manifest, undefined, nowMs);
       await link(tx, owner, digest, nowMs);
       for (const tag of tags) {
-        guard(tag, await tagDigest(tx, repositoryId, tag));
-        await tx.run(
-          `INSERT INTO tags (repository_id, name, digest, etag, updated_at, checked_at)
-           VALUES (:repositoryId, :tag, :digest, NULL, :now, :now)
-           ON CONFLICT (repository_id, name) DO UPDATE SET digest = excluded.digest, etag = NULL,
-             updated_at = excluded.updated_at, checked_at = excluded.checked_at`,
-          { repositoryId, tag, digest, now: nowMs },
-        );
+        const { site, present } = await markedTag(tx, repositoryId, tag);
+        guard(tag, present?.digest);
+        const mark = origin
+          ? originOfCopy(present, { digest, origin }, nowMs)
+          : originOfPush(present?.origin, site, nowMs);
+        if (!mark) throw new TagIsNewer(tag, present as Marked);
+        await tx.run(SET_TAG, { repositoryId, tag, digest, now: nowMs, ...mark });
       }
       await within(tx);
       return known;
@@ -447,12 +476,19 @@ async function findRepository(tx: Writer, repository: RepositoryName): Promise<n
   return (await tx.get<{ id: number }>(REPOSITORY_ID, { repository }))?.id;
 }
 
-async function tagDigest(tx: Writer, repositoryId: number, tag: Tag): Promise<Digest | undefined> {
-  const row = await tx.get<{ digest: Digest }>(
-    "SELECT digest FROM tags WHERE repository_id = :repositoryId AND name = :tag",
-    { repositoryId, tag },
-  );
-  return row?.digest;
+/** Where a tag leads to now, and what this registry is called. */
+async function markedTag(
+  tx: Writer,
+  repositoryId: number,
+  tag: Tag,
+): Promise<{ site: string; present: Marked | undefined }> {
+  const row = await tx.get<{ site: string; digest: Digest | null; atMs: number; by: string }>(MARKED, {
+    repositoryId,
+    tag,
+  });
+  if (!row) throw new Error("the table site has lost its row: restore the database from a backup");
+  const { site, digest, atMs, by } = row;
+  return { site, present: digest === null ? undefined : { digest, origin: { atMs, by } } };
 }
 
 async function absent(tx: Writer, holds: string, repositoryId: number, digests: readonly Digest[]): Promise<Digest[]> {

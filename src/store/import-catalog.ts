@@ -90,7 +90,8 @@ const SET_TAG = `
   INSERT INTO tags (repository_id, name, digest, etag, updated_at, checked_at)
   VALUES (:repositoryId, :tag, :digest, NULL, :now, :now)
   ON CONFLICT (repository_id, name) DO UPDATE SET digest = excluded.digest, etag = NULL,
-    updated_at = excluded.updated_at, checked_at = excluded.checked_at`;
+    updated_at = excluded.updated_at, checked_at = excluded.checked_at,
+    origin_at = MAX(excluded.updated_at, COALESCE(origin_at, updated_at) + 1), origin_by = NULL`;
 
 /**
  * What an import adds to hosted repositories: as pushes do, but hundreds in a transaction, through the thread in the background. Every write

@@ -25,12 +25,19 @@ test("a manifest by tag and by digest, byte for byte, with what the registry say
     mediaType: image.mediaType,
     sizeBytes: image.manifest.byteLength,
     etag,
+    origin: undefined,
   });
   assert.equal(await remote.headManifest("team/app", "v1", { ifNoneMatch: etag }), "notModified");
   assert.equal(await remote.headManifest("team/app", "v2"), undefined);
 
   const manifest = await remote.getManifest("team/app", image.digest);
-  assert.deepEqual(manifest, { bytes: image.manifest, contentType: image.mediaType, digestHeader: image.digest, etag });
+  assert.deepEqual(manifest, {
+    bytes: image.manifest,
+    contentType: image.mediaType,
+    digestHeader: image.digest,
+    etag,
+    origin: undefined,
+  });
   assert.equal(await remote.getManifest("team/none", "v1"), undefined);
 
   assert.deepEqual(seen, [

@@ -30,6 +30,7 @@ import { JobSchedule } from "./jobs/schedule.ts";
 import { importJob, type ImportJob } from "./moving/import-job.ts";
 import type { ImportDeps } from "./moving/import.ts";
 import type { RepositoryName } from "./oci/reference.ts";
+import type { HostedRepositories } from "./registry/hosted.ts";
 import type { Mirror } from "./registry/mirror.ts";
 import type { Names } from "./registry/names.ts";
 import { type Located } from "./registry/names.ts";
@@ -37,6 +38,11 @@ import { immutableTags } from "./registry/policy.ts";
 import type { Quotas } from "./registry/quota.ts";
 import type { Upstream } from "./registry/upstream.ts";
 import type { RemoteObserver } from "./remote/remote.ts";
+import { ownEndpoint } from "./replication/own-endpoint.ts";
+import { Registries } from "./replication/registries.ts";
+import { Replicator, type ReplicatorDeps } from "./replication/replicator.ts";
+import { RuleBook } from "./replication/rule-book.ts";
+import { UploadSessions } from "./replication/upload-memory.ts";
 import type { Catalog } from "./store/catalog.ts";
 import { FileBlobStore } from "./store/blobs-fs.ts";
 import type { BlobStore } from "./store/blobs.ts";
@@ -46,6 +52,7 @@ import { Inventory } from "./store/inventory.ts";
 import { TagCatalog } from "./store/tag-catalog.ts";
 import type { Uploads } from "./store/uploads.ts";
 import { UsageAudit } from "./store/usage-audit.ts";
+import { visibleRepositories } from "./store/visible.ts";
 import type { Downloads } from "./transfer/download.ts";
 import { ClockWatch } from "./upkeep/clock-watch.ts";
 import type { Evictor } from "./upkeep/evict.ts";
@@ -84,6 +91,7 @@ export async function openAccess(parts: AccessParts) {
   const { htpasswd: file } = config().access;
   const role = (): NonNullable<Config["access"]["htpasswd"]>["role"] => config().access.htpasswd?.role ?? "viewer";
   const htpasswd = file && stack.use(await Htpasswd.open({ path: file.path, role, clock, log }));
+  const operatorSecret = await keepOperatorSecret(root);
   const authenticator = new Authenticator({
     accounts,
     credentials,
@@ -91,7 +99,7 @@ export async function openAccess(parts: AccessParts) {
     htpasswd,
     brakes: new Brakes(() => config().access.brakes),
     tokens,
-    operatorSecret: await keepOperatorSecret(root),
+    operatorSecret,
     journal,
     metrics,
     clock,
@@ -100,7 +108,19 @@ export async function openAccess(parts: AccessParts) {
   if (ownWork) await addFirstAdmin(login, () => firstLoginOf(process.env));
   const isForeign = (name: string): boolean => htpasswd?.hashOf(name) !== undefined;
   const setup = new Setup(login);
-  return { accounts, spaces, teams, credentials, passwords, tokens, htpasswd, authenticator, setup, isForeign };
+  return {
+    accounts,
+    spaces,
+    teams,
+    credentials,
+    passwords,
+    tokens,
+    htpasswd,
+    authenticator,
+    setup,
+    isForeign,
+    operatorSecret,
+  };
 }
 
 interface Jobs extends Pick<UpkeepDeps, "queue" | "runner" | "schedule"> {
@@ -149,6 +169,50 @@ export function makeImports({ config, db, catalog, ...parts }: ImportParts): Imp
     imports: new ImportCatalog(db, catalog),
     isImmutable: (repository, tag) => immutableTags(config().hosted.immutableTags)(repository, tag),
   });
+}
+
+interface ReplicationParts extends Omit<ReplicatorDeps, "config" | "rules" | "registries" | "uploads"> {
+  config: () => Config;
+  upstreams: ReadonlyMap<string, Upstream>;
+  names: Names;
+  hosted: HostedRepositories;
+  mirror: Mirror;
+  /** Where it listens, once it does. */
+  address: () => string | undefined;
+  operatorSecret: string;
+  stack: AsyncDisposableStack;
+}
+
+export async function openReplication(parts: ReplicationParts): Promise<Replicator> {
+  const { config, db, clock, log, upstreams, names, hosted, mirror, address, operatorSecret, stack, onFault } = parts;
+  const registries = stack.use(
+    new Registries({
+      config: () => config().replication,
+      self: async () => {
+        const listening = address();
+        if (listening === undefined) throw new Error("the daemon is starting");
+        return ownEndpoint({ address: listening, publicUrl: config().server.publicUrl, operatorSecret });
+      },
+      local: {
+        names,
+        hosted,
+        mirror,
+        repositories: (last, limit) =>
+          visibleRepositories(db, last, limit, {
+            sees: (_, upstream) => upstream === undefined || upstreams.has(upstream),
+            ahead: (from) => from,
+          }),
+      },
+      flights: mirror,
+      upstreams,
+      clock,
+      log,
+    }),
+  );
+  const uploads = stack.use(await UploadSessions.open({ db, clock, onFault }));
+  const section = (): Config["replication"] => config().replication;
+  const rules = await RuleBook.open({ db, clock, log, config: section });
+  return stack.use(await Replicator.open({ ...parts, config: section, rules, registries, uploads }));
 }
 
 export async function openStorage(

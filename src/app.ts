@@ -27,6 +27,7 @@ import { upkeepOperations } from "./http/api/upkeep.ts";
 import { namespaceOperations } from "./http/api/namespaces.ts";
 import { webhookOperations } from "./http/api/webhooks.ts";
 import { robotOperations } from "./http/api/robots.ts";
+import { replicationOperations } from "./http/api/replication.ts";
 import { sessionOperations } from "./http/api/session.ts";
 import { teamOperations } from "./http/api/teams.ts";
 import { grantOperations } from "./http/api/grants.ts";
@@ -35,6 +36,7 @@ import { userOperations } from "./http/api/users.ts";
 import { Callers } from "./http/callers.ts";
 import { challengeTo } from "./http/challenge.ts";
 import type { Check } from "./http/check.ts";
+import { notificationRoutes } from "./http/notifications.ts";
 import { opsRoutes } from "./http/ops.ts";
 import { ownHostReader } from "./http/own-host.ts";
 import { searchRoutes } from "./http/search.ts";
@@ -57,6 +59,7 @@ import { StoredBlobs } from "./registry/stored-blobs.ts";
 import { Upstream } from "./registry/upstream.ts";
 import { Warming } from "./registry/warm.ts";
 import { createRemote, type Remote } from "./remote/remote.ts";
+import { History } from "./replication/history.ts";
 import { Browse } from "./store/browse.ts";
 import { CachedHolders } from "./store/cached-holders.ts";
 import { Catalog, type Ledger } from "./store/catalog.ts";
@@ -74,6 +77,7 @@ import { recover } from "./upkeep/recover.ts";
 import type { Upkeep } from "./upkeep/upkeep.ts";
 import {
   openAccess,
+  openReplication,
   makeJobs,
   makeUpkeep,
   makeImports,
@@ -270,6 +274,24 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     log,
     metrics,
   });
+  let listening: string | undefined;
+  const replicator = await openReplication({
+    ...jobs,
+    config: () => running,
+    db,
+    clock,
+    log,
+    metrics,
+    journal,
+    upstreams,
+    names,
+    hosted,
+    mirror,
+    address: () => listening,
+    operatorSecret: access.operatorSecret,
+    stack,
+    onFault,
+  });
   exposeState(metrics, { jobs, evictor, downloads, uploads, upstreams, blobs, quotas });
 
   let stopping = false;
@@ -353,8 +375,18 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
       ...grantOperations({ ...access, upstreams: () => running.upstreams }),
       ...robotOperations({ ...access, clock }),
       ...tokenOperations({ ...access, clock }),
+      ...replicationOperations({ replicator, history: new History(db) }),
       ...namespaceOperations({ ...access, names, namespaces, quotas, create: () => createRules(running) }),
     ],
+  });
+  const notifications = notificationRoutes({
+    config: () => running,
+    db,
+    pushedWithin: (tx, pushed, trigger) => replicator.pushedWithin(tx, pushed, trigger),
+    wake: (kind) => jobs.runner.wake(kind),
+    journal,
+    clock,
+    progress: config.server.progress,
   });
   const search = searchRoutes({ registry, visible });
   const tokenService = tokenRoutes({
@@ -395,7 +427,9 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
       hosted: () => running.hosted,
     }),
     routes: (ctx, next) =>
-      ops(ctx, () => tokenService(ctx, () => setupPage(ctx, () => search(ctx, () => api(ctx, next))))),
+      ops(ctx, () =>
+        tokenService(ctx, () => setupPage(ctx, () => search(ctx, () => notifications(ctx, () => api(ctx, next))))),
+      ),
   });
 
   const tidying = new AbortController();
@@ -421,10 +455,16 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     await recovered;
   });
 
-  if (ownWork) await webhooks.start();
+  if (ownWork) {
+    await webhooks.start();
+    await replicator.start();
+  }
   const address = await server.listen();
+  listening = address;
   stack.defer(() => {
     stopping = true;
+    // Who watches would be waited for.
+    replicator.feed.end();
     return server.close(running.server.drainTimeout);
   });
   if (ownWork) {

@@ -70,9 +70,14 @@ export class Brakes {
     return this.#decide(isKnown ? [pair] : [`address ${network}`, `account ${account}`], nowMs, { pair, isKnown });
   }
 
+  /** Decides on a try of a secret that belongs to no account. */
+  secret(address: string, nowMs: Milliseconds): Verdict {
+    return this.#decide([`secret ${networkOf(address)}`], nowMs);
+  }
+
   /** Counts a secret that nobody has, which can't be guessed: only so that its sender can't fill the record. */
   wrongSecret(address: string, nowMs: Milliseconds): Verdict {
-    const verdict = this.#decide([`secret ${networkOf(address)}`], nowMs);
+    const verdict = this.secret(address, nowMs);
     if (verdict.kind === "go") verdict.attempt.end("wrong", nowMs);
     return verdict;
   }

@@ -113,6 +113,36 @@ export class Metrics {
     [],
   );
 
+  readonly replicationLag = this.#gauge(
+    "replication_lag_seconds",
+    "Age of the oldest change that a rule has not copied yet; 0: none",
+    ["rule"],
+  );
+  readonly replicationLastSuccess = this.#gauge(
+    "replication_last_success_timestamp_seconds",
+    "When a rule's last run without a fault ended, Unix time",
+    ["rule"],
+  );
+  readonly replicationTasks = this.#gauge(
+    "replication_tasks",
+    "Copies that wait, run, are paused or have failed for the last time",
+    ["rule", "state"],
+  );
+  readonly replicationImages = this.#counter("replication_images_total", "Copies of images that ended", [
+    "rule",
+    "outcome",
+  ]);
+  readonly replicationBytes = this.#counter(
+    "replication_bytes_total",
+    "Bytes of copied images, by how they came to the target",
+    ["rule", "how"],
+  );
+  readonly replicationDeletedTags = this.#counter(
+    "replication_deleted_tags_total",
+    "Tags that rules have deleted at their targets",
+    ["rule"],
+  );
+
   readonly eventsDropped = this.#counter(
     "events_dropped_total",
     "Pulls and refusals that came faster than they could be recorded",

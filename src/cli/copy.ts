@@ -106,6 +106,8 @@ export function runCopy(args: string[], io: CommandIo): Promise<number> {
       platforms: values.platform,
       attached: values["no-referrers"] ? "never" : all ? "whenChanged" : "always",
       existing,
+      // Whoever copies by hand means what he says, whatever was pushed when.
+      keepOrigin: false,
       dryRun: values["dry-run"],
       concurrency: CONCURRENCY,
     };

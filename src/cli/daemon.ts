@@ -102,15 +102,13 @@ export class Daemon implements AsyncDisposable {
     this.#login = login;
     this.address = address.replace(/\/+$/, "");
     this.#origin = origin;
-    this.#agent = new Agent({
-      ...(connect ? { connect } : {}),
-      headersTimeout: ANSWER_WITHIN_MS,
-    });
+    this.#agent = new Agent(connect ? { connect } : {});
   }
 
   /**
    * Asks with a JSON body, or without one.
    * @param silenceMs how long the answer's body may pause; 0: as long as it likes
+   * @param answerMs how long its head may take; 0 as above
    * @throws NoDaemon that names cause and remedy, where nobody answers
    */
   async ask(
@@ -118,6 +116,7 @@ export class Daemon implements AsyncDisposable {
     path: string,
     body?: object,
     silenceMs = SILENCE_MS,
+    answerMs = ANSWER_WITHIN_MS,
   ): Promise<{ status: number; body: Readable }> {
     try {
       const answer = await request(`${this.#origin}${path}`, {
@@ -130,6 +129,7 @@ export class Daemon implements AsyncDisposable {
         },
         body: body === undefined ? null : JSON.stringify(body),
         bodyTimeout: silenceMs,
+        headersTimeout: answerMs,
       });
       return { status: answer.statusCode, body: answer.body };
     } catch (cause) {
@@ -179,12 +179,35 @@ export class Daemon implements AsyncDisposable {
   }
 
   /**
+   * Watches what the daemon tells for as long as it runs: the data of server-sent events. It may end at any time: look at the state anew then.
+   * @param signal ends it
+   * @throws as {@link read}, before the first event
+   */
+  async watch<Event>(path: string, signal: AbortSignal): Promise<AsyncIterable<Event>> {
+    const { status, body } = await this.ask("GET", path);
+    if (status === 200) return watched<Event>(body, signal);
+    throw this.#refusal(status, await textOf(body));
+  }
+
+  /**
    * Asks for a change; a DELETE has no body.
+   * @param answerMs how long it may take; 0: as long as it likes
    * @returns the JSON of the answer; undefined where it has none
    * @throws NoDaemon; Error with what it says where it refuses
    */
-  async change<Answer>(path: string, input: object = {}, method: Change = "POST"): Promise<Answer> {
-    const { status, body } = await this.ask(method, path, method === "DELETE" ? undefined : input);
+  async change<Answer>(
+    path: string,
+    input: object = {},
+    method: Change = "POST",
+    answerMs = ANSWER_WITHIN_MS,
+  ): Promise<Answer> {
+    const { status, body } = await this.ask(
+      method,
+      path,
+      method === "DELETE" ? undefined : input,
+      SILENCE_MS,
+      answerMs,
+    );
     const text = await textOf(body);
     if (status >= 200 && status < 300) return (text === "" ? undefined : JSON.parse(text)) as Answer;
     throw this.#refusal(status, text);
@@ -232,6 +255,27 @@ export function localAddress({ listen, tls }: Pick<Config["server"], "listen" | 
   const { host = "127.0.0.1", port } = address;
   const name = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host;
   return { address: `${tls ? "https" : "http"}://${name}:${port}`, certificate: tls?.certificate };
+}
+
+async function* watched<Event>(body: Readable, signal: AbortSignal): AsyncGenerator<Event> {
+  const leave = (): void => void body.destroy();
+  signal.addEventListener("abort", leave);
+  // What is left before its end says so.
+  body.on("error", () => undefined);
+  let text = "";
+  try {
+    for await (const chunk of body.setEncoding("utf8") as AsyncIterable<string>) {
+      const lines = `${text}${chunk}`.split("\n");
+      text = lines.pop() ?? "";
+      for (const line of lines) if (line.startsWith("data: ")) yield JSON.parse(line.slice(6)) as Event;
+    }
+  } catch (error) {
+    // That it ended is all there is to say of a lost connection.
+    if (error instanceof SyntaxError) throw error;
+  } finally {
+    signal.removeEventListener("abort", leave);
+    body.destroy();
+  }
 }
 
 async function textOf(body: Readable): Promise<string> {

@@ -1,101 +1,174 @@
-import { PassThrough } from "node:stream";
-import { createLog } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
-import type { Config, EndpointConfig, ReplicationRule } from "../config/schema.ts";
-import { SELF } from "../config/replication-checks.ts";
-import { planRule, type PlannedRepository, type PlannedTag, type RulePlan } from "../replication/plan.ts";
-import { openRegistry, type PlanRegistry } from "../replication/plan-registry.ts";
-import { endpointOf } from "../replication/rules.ts";
-import { runPlan, type RunOutcome } from "../replication/run.ts";
-import { localPlace } from "./daemon.ts";
-import { bytesText, countText, cut } from "./format.ts";
-import { interruptible } from "./interrupt.ts";
+import type { Config, ReplicationRule } from "../config/schema.ts";
+import type { RulePlan } from "../replication/plan.ts";
+import type { RunOutcome } from "../replication/run.ts";
+import { Daemon, localPlace, NoDaemon, remotePlace } from "./daemon.ts";
 import { DONE, FAILED, json, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
+import { planHere, runHere } from "./replicate-here.ts";
+import { outcomeText, planText, ruleRow, statusText, type RuleStates } from "./replicate-text.ts";
+import { runLines, startAndWatch, type Run, type Task } from "./replicate-watch.ts";
 import { tableText } from "./table.ts";
 import { Terminal } from "./terminal.ts";
 
-const USAGE = `Usage:
-  entrepot replicate list [OPTIONS]        list the rules under replication.rules
-  entrepot replicate plan RULE [OPTIONS]   tell what a rule would copy; nothing is written anywhere
-  entrepot replicate run RULE [OPTIONS]    copy it, once
+const USAGE = `Usage: entrepot replicate COMMAND [OPTIONS]
+
+Copies selected repositories between registries, by the rules under replication.rules and those that the API has made.
+
+  list                   list the rules
+  status                 tell how far the copies of each rule are
+  plan RULE              tell what a rule would copy; nothing is written anywhere
+  run RULE               copy it, and show how far it is; Ctrl-C leaves the run going
+  log ID                 tell what a run or one of its copies has done
+  undo RUN               take back what a run has moved, and pause its rule
+  pause RULE             let it start nothing by itself, and its copies wait
+  resume RULE            let it go on
 
   --sizes                of a plan: read what would be copied, too, and tell its bytes (on Docker Hub, these reads are pulls)
-  --verbose              also the tags that stay as they are or are left out, each with its reason
-  --config FILE          the configuration with the rules
+  --verbose              of a plan: also the tags that stay as they are or are left out, each with its reason
+  --detach               of run and undo: come back as soon as it is queued
+  --why TEXT             of pause: what status tells (default: by hand)
+  --server URL           the daemon: http://host:port or unix:/path (default: server.listen of the configuration)
+  --config FILE          the configuration that tells where the daemon listens, and has the rules if none runs
   --json                 as JSON; of a run, one object a line for each image
 
-A rule that names "self" asks the running daemon of this machine.
-Exit status: 0 done, 1 something could not be asked or may not be written, 2 wrong usage or configuration.
+The daemon does it. Where none runs, list, plan and run work by themselves, unless the rule names "self".
+Exit status: 0 done, 1 something could not be asked, copied or written, 2 wrong usage or configuration.
 `;
 
-/** `entrepot replicate list|plan|run`: shows the rules and what they would do, and does it. */
+const API = "/api/v1/replication";
+
+const OPTIONS = {
+  sizes: { type: "boolean", default: false },
+  verbose: { type: "boolean", default: false },
+  detach: { type: "boolean", default: false },
+  why: { type: "string" },
+  server: { type: "string" },
+  config: { type: "string" },
+  json: { type: "boolean", default: false },
+} as const;
+
+/** What each command takes, and the options that only some take. */
+const COMMANDS: Record<string, { takes?: "RULE" | "RUN" | "ID"; options?: readonly string[] }> = {
+  list: {},
+  status: {},
+  plan: { takes: "RULE", options: ["sizes", "verbose"] },
+  run: { takes: "RULE", options: ["detach", "verbose"] },
+  log: { takes: "ID" },
+  undo: { takes: "RUN", options: ["detach"] },
+  pause: { takes: "RULE", options: ["why"] },
+  resume: { takes: "RULE" },
+};
+
+type Values = ReturnType<typeof read>["values"];
+
+/** `entrepot replicate`: shows the rules of replication and what they would do, and does it. */
 export function runReplicate(args: string[], io: CommandIo): Promise<number> {
-  const [command, ...rest] = args;
   return runCommand(args, io, USAGE, async () => {
-    if (command === "list") return list(rest, io);
-    if (command === "plan") return plan(rest, io);
-    if (command === "run") return run(rest, io);
-    throw new UsageError(command === undefined ? "a command is missing" : `replicate has no command ${command}`);
+    const { command, subject, values } = read(args);
+    const { server, config: file } = values;
+    if (server !== undefined) {
+      await using daemon = new Daemon(remotePlace(server, io.env));
+      return await byDaemon(daemon, command, subject, values, io);
+    }
+    const { config } = await loadConfig({ file, env: io.env });
+    const place = await localPlace(config, io.env).catch((error: unknown) => {
+      // Without a port in the configuration, its lock tells whether a daemon runs.
+      if (error instanceof NoDaemon || error instanceof UsageError) return error;
+      throw error;
+    });
+    if (place instanceof Error) return await byItself(config, place, command, subject, values, io);
+    await using daemon = new Daemon(place);
+    return await byDaemon(daemon, command, subject, values, io);
   });
 }
 
-async function list(args: string[], io: CommandIo): Promise<number> {
-  const { values } = parseOptions(args, { config: { type: "string" }, json: { type: "boolean", default: false } });
-  const { config } = await loadConfig({ file: values.config, env: io.env });
-  const { rules } = config.replication;
-  if (values.json) io.stdout.write(json(rules));
-  else if (rules.length === 0) io.stdout.write("there are no rules: add some under replication.rules\n");
-  else io.stdout.write(tableText([["RULE", "FROM", "TO", "TAGS"], ...rules.map(rowOfRule)], new Set()));
-  return DONE;
+/** @throws UsageError */
+function read(args: string[]) {
+  const { values, positionals } = parseOptions(args, OPTIONS, 2);
+  const [command, subject = ""] = positionals;
+  if (command === undefined) throw new UsageError("a command is missing");
+  const known = Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined;
+  if (!known) throw new UsageError(`replicate has no command ${command}`);
+  const { takes, options = [] } = known;
+  if (takes === undefined && subject !== "") throw new UsageError(`${command} takes no argument`);
+  if (takes !== undefined && subject === "") throw new UsageError(`${command} takes ${takes}: list names the rules`);
+  if (takes !== undefined && takes !== "RULE" && !/^[1-9][0-9]{0,14}$/.test(subject))
+    throw new UsageError(`"${subject}" is no ID: status has that of each rule's last run`);
+  for (const name of ["sizes", "verbose", "detach", "why"] as const) {
+    const given = values[name] !== undefined && values[name] !== false;
+    if (given && !options.includes(name)) throw new UsageError(`${command} takes no --${name}`);
+  }
+  return { command, subject, values };
 }
 
-function rowOfRule({ name, from, to, tags }: ReplicationRule): string[] {
-  const stages = [
-    tags.match.join(", "),
-    ...(tags.semver === undefined ? [] : [tags.semver]),
-    ...(tags.exclude.length === 0 ? [] : [`without ${tags.exclude.join(", ")}`]),
-    ...(tags.newest === 0 ? [] : [`the ${tags.newest} newest`]),
-    ...(tags.always.length === 0 ? [] : [`always ${tags.always.join(", ")}`]),
-  ];
-  const targets = to.map(({ registry, repository }) => `${registry} ${repository}`);
-  return [name, `${from.registry} ${from.repositories.join(", ")}`, targets.join(", "), stages.join("; ")];
+async function byDaemon(
+  daemon: Daemon,
+  command: string,
+  subject: string,
+  values: Values,
+  io: CommandIo,
+): Promise<number> {
+  const print = (text: string): void => void io.stdout.write(text);
+  const rule = `${API}/rules/${encodeURIComponent(subject)}`;
+  switch (command) {
+    case "list": {
+      const { items } = await states(daemon);
+      const rules = await Promise.all(
+        items.map(({ name }) => daemon.read<{ rule: ReplicationRule }>(`${API}/rules/${encodeURIComponent(name)}`)),
+      );
+      return list(
+        rules.map((one) => one.rule),
+        values,
+        io,
+      );
+    }
+    case "status": {
+      const found = await states(daemon);
+      print(values.json ? json(found) : statusText(found));
+      return DONE;
+    }
+    case "plan": {
+      // Thousands of tags at a slow registry take minutes.
+      const found = await daemon.change<RulePlan>(`${rule}/plan`, { sizes: values.sizes }, "POST", 0);
+      print(values.json ? json(found) : planText(found, values.verbose));
+      return isWhole(found) ? DONE : FAILED;
+    }
+    case "run":
+      return await startAndWatch(daemon, `${rule}/run`, values, io);
+    case "undo":
+      return await startAndWatch(daemon, `${API}/runs/${subject}/undo`, values, io);
+    case "log":
+      return await log(daemon, subject, values, io);
+    case "pause":
+      await daemon.change(`${rule}/pause`, values.why === undefined ? {} : { why: values.why });
+      if (!values.json) print(`${subject} is paused: entrepot replicate resume ${subject} lets it go on\n`);
+      return DONE;
+    default:
+      await daemon.change(`${rule}/resume`);
+      if (!values.json) print(`${subject} goes on\n`);
+      return DONE;
+  }
 }
 
-async function plan(args: string[], io: CommandIo): Promise<number> {
-  const { values, positionals } = parseOptions(
-    args,
-    {
-      config: { type: "string" },
-      json: { type: "boolean", default: false },
-      sizes: { type: "boolean", default: false },
-      verbose: { type: "boolean", default: false },
-    },
-    1,
-  );
-  await using asked = await ask(positionals[0], values.config, "read", io);
-  const { rule, registries } = asked;
-  using interrupt = interruptible();
-  const found = await planRule(rule, registries, { sizes: values.sizes, nowMs: Date.now(), signal: interrupt.signal });
-  io.stdout.write(values.json ? json(found) : planText(found, values.verbose));
-  return isWhole(found) ? DONE : FAILED;
-}
-
-async function run(args: string[], io: CommandIo): Promise<number> {
-  const { values, positionals } = parseOptions(
-    args,
-    {
-      config: { type: "string" },
-      json: { type: "boolean", default: false },
-      verbose: { type: "boolean", default: false },
-    },
-    1,
-  );
-  await using asked = await ask(positionals[0], values.config, "write", io);
-  const { rule, registries } = asked;
-  using interrupt = interruptible();
-  const { signal } = interrupt;
-  const found = await planRule(rule, registries, { sizes: false, nowMs: Date.now(), signal });
-  if (!values.json) io.stdout.write(planText(found, values.verbose));
+async function byItself(
+  config: Config,
+  reason: Error,
+  command: string,
+  name: string,
+  values: Values,
+  io: CommandIo,
+): Promise<number> {
+  const named = { config, name, reason };
+  const showPlan = (found: RulePlan): void => void io.stdout.write(planText(found, values.verbose));
+  if (command === "list") return list(config.replication.rules, values, io);
+  if (command === "plan") {
+    const found = await planHere({ ...named, sizes: values.sizes });
+    if (values.json) io.stdout.write(json(found));
+    else showPlan(found);
+    return isWhole(found) ? DONE : FAILED;
+  }
+  if (command !== "run") throw reason;
+  if (values.detach) throw new UsageError(`--detach leaves the run to the daemon: ${reason.message}`);
   const terminal = new Terminal(io.stdout);
   let failed = 0;
   const tell = (outcome: RunOutcome): void => {
@@ -103,10 +176,21 @@ async function run(args: string[], io: CommandIo): Promise<number> {
     if (values.json) io.stdout.write(`${JSON.stringify(outcome)}\n`);
     else terminal.conclude(outcomeText(outcome, terminal));
   };
-  await runPlan(found, rule, registries, tell, signal);
+  const found = await runHere(named, values.json ? () => undefined : showPlan, tell);
   if (values.json)
     for (const fault of found.faults) io.stdout.write(`${JSON.stringify({ outcome: "failed", ...fault })}\n`);
   return failed === 0 && isWhole(found) ? DONE : FAILED;
+}
+
+async function states(daemon: Daemon): Promise<RuleStates> {
+  return await daemon.read<RuleStates>(`${API}/rules?limit=1000`);
+}
+
+function list(rules: readonly ReplicationRule[], values: Values, io: CommandIo): number {
+  if (values.json) io.stdout.write(json(rules));
+  else if (rules.length === 0) io.stdout.write("there are no rules: add some under replication.rules\n");
+  else io.stdout.write(tableText([["RULE", "FROM", "TO", "TAGS"], ...rules.map(ruleRow)], new Set()));
+  return DONE;
 }
 
 /** Whether everything could be asked, and may be written. */
@@ -114,150 +198,24 @@ function isWhole({ repositories, faults }: RulePlan): boolean {
   return faults.length === 0 && repositories.every(({ tags }) => tags.every(({ action }) => action !== "fail"));
 }
 
-/** A rule, and the registries that it names. @param access to its targets */
-async function ask(name: string | undefined, file: string | undefined, access: "read" | "write", io: CommandIo) {
-  const { config } = await loadConfig({ file, env: io.env });
-  const rule = ruleCalled(name, config);
-  const log = await createLog({ level: "silent", format: "json", destination: new PassThrough() });
-  await using stack = new AsyncDisposableStack();
-  const registries = new Map<string, PlanRegistry>();
-  const targets = new Set(rule.to.map(({ registry }) => registry));
-  for (const one of new Set([rule.from.registry, ...targets])) {
-    const { endpoint, keep } = await reach(one, config, io);
-    const options = { keep, log, access: targets.has(one) ? access : "read" } as const;
-    registries.set(one, stack.use(await openRegistry(one, endpoint, options)));
-  }
-  // The timers of requests keep no process alive.
-  const alive = setInterval(() => undefined, 60_000);
-  stack.defer(() => clearInterval(alive));
-  const owned = stack.move();
-  return { rule, registries, [Symbol.asyncDispose]: () => owned.disposeAsync() };
+async function log(daemon: Daemon, id: string, values: Values, io: CommandIo): Promise<number> {
+  const print = (line: string): void => void io.stdout.write(`${plain(line)}\n`);
+  const job = await daemon.read<{ kind: string; state: string; subject?: string; error?: string }>(
+    `/api/v1/jobs/${id}`,
+  );
+  if (job.kind !== "replicate") {
+    if (!values.json)
+      print(`${job.subject ?? job.kind}: ${job.state}${job.error === undefined ? "" : `: ${job.error}`}`);
+  } else if (!values.json) for (const line of runLines(await daemon.read<Run>(`${API}/runs/${id}`))) print(line);
+  for await (const line of daemon.list<{ at: string; text: string }>(`/api/v1/jobs/${id}/lines`))
+    print(values.json ? JSON.stringify(line) : `${new Date(line.at).toLocaleString("sv-SE")}  ${line.text}`);
+  if (job.kind !== "replicate" || values.json) return DONE;
+  for await (const task of daemon.list<Task>(`${API}/runs/${id}/tasks`, { state: "dead" }))
+    print(`✗ ${task.subject} (${task.id}): ${task.error ?? "it failed"}`);
+  return DONE;
 }
 
-function ruleCalled(name: string | undefined, { replication: { rules } }: Config): ReplicationRule {
-  const known = rules.map((rule) => rule.name).join(", ") || "none: add some under replication.rules";
-  if (name === undefined) throw new UsageError(`a rule is missing; there are ${known}`);
-  const rule = rules.find((one) => one.name === name);
-  if (!rule) throw new UsageError(`there is no rule ${name}; there are ${known}`);
-  return rule;
-}
-
-async function reach(
-  name: string,
-  config: Config,
-  { env }: CommandIo,
-): Promise<{ endpoint: EndpointConfig; keep: number }> {
-  if (name === SELF) return { endpoint: await ownEndpoint(config, env), keep: 0 };
-  const registry = config.replication.registries[name];
-  if (!registry) throw new TypeError(`registry ${name} is not configured`);
-  return { endpoint: endpointOf(registry), keep: registry.quota.keep };
-}
-
-/** The daemon of this machine. @throws UsageError where it listens where no registry can be asked */
-async function ownEndpoint(config: Config, env: NodeJS.ProcessEnv): Promise<EndpointConfig> {
-  const { address, certificate, login } = await localPlace(config, env);
-  if (!/^https?:/.test(address)) {
-    throw new UsageError(`server.listen is ${address}: a rule with "self" needs host:port`);
-  }
-  // Its certificate names the public address.
-  const url = certificate === undefined ? address : config.server.publicUrl;
-  if (url === undefined) throw new UsageError('server.tls is set: a rule with "self" needs server.publicUrl, too');
-  const secret = /^Bearer (operator_.*)$/.exec(login?.authorization ?? "")?.[1];
-  return {
-    url,
-    ...(secret === undefined ? {} : { auth: { username: "operator", password: secret } }),
-    realms: [],
-    trustedHosts: [],
-    allowPrivate: true,
-    connections: 16,
-    requests: 0,
-    timeouts: { connect: 5000, firstByte: 60_000, progress: 20_000 },
-  };
-}
-
-function outcomeText(
-  { registry, name, outcome, sentBytes, mountedBytes, notes }: RunOutcome,
-  terminal: Terminal,
-): string {
-  const what = `${registry} ${name}`;
-  if (outcome === "failed") return `${terminal.paint("red", "✗")} ${what}: ${notes.join("; ")}`;
-  const mounted = mountedBytes > 0 ? `, ${bytesText(mountedBytes)} mounted` : "";
-  const note = notes.length > 0 ? ` (${notes.join("; ")})` : "";
-  return `${terminal.paint("green", "✓")} ${what}: ${outcome}, ${bytesText(sentBytes)} sent${mounted}${note}`;
-}
-
-const MOST_FAULTS = 20;
-const MARKS: Record<PlannedTag["action"], string> = {
-  copy: "copy",
-  replace: "replace",
-  same: "same",
-  keep: "keep",
-  fail: "FAIL",
-  withhold: "withhold",
-};
-
-/** A plan as a person reads it: what changes, then sums. @param verbose also what stays or is left out, and every reason */
-function planText(plan: RulePlan, verbose: boolean): string {
-  const { repositories, faults } = plan;
-  const blocks = repositories.map((one) => repositoryText(plan.from, one, verbose)).filter((text) => text !== "");
-  const shown = faults.slice(0, verbose ? faults.length : MOST_FAULTS);
-  const wrong = shown.map(({ where, message }) => `! ${where}: ${message}\n`);
-  if (shown.length < faults.length) wrong.push(`! ${faults.length - shown.length} more: see --verbose\n`);
-  return [...blocks, wrong.join(""), sumsText(plan)].filter((text) => text !== "").join("\n");
-}
-
-function repositoryText(
-  from: string,
-  { source, registry, target, tags, dropped }: PlannedRepository,
-  verbose: boolean,
-): string {
-  const told = tags.filter(({ action, referrers }) => verbose || action !== "same" || referrers.length > 0);
-  const rows = told.map((one) => [MARKS[one.action], cut(one.tag, 40), one.digest.slice(0, 19), noteOf(one, verbose)]);
-  if (verbose) rows.push(...dropped.map(({ tag, why }) => ["left out", cut(tag, 40), "", why]));
-  if (rows.length === 0) return "";
-  return `${from} ${source} → ${registry} ${target}\n${tableText(rows, new Set()).replaceAll(/^/gm, "  ").trimEnd()}\n`;
-}
-
-function noteOf(planned: PlannedTag, verbose: boolean): string {
-  const notes: string[] = [];
-  if ("was" in planned) notes.push(`${planned.action === "replace" ? "was" : "stays"} ${planned.was.slice(0, 19)}`);
-  if (planned.action === "replace" && planned.backup) notes.push(`which stays as ${planned.backup}`);
-  if ("because" in planned) notes.push(planned.because);
-  if (planned.referrers.length > 0) notes.push(`with ${countText(planned.referrers.length, "referrer")}`);
-  if (verbose) notes.push(planned.why);
-  return notes.join("; ");
-}
-
-function sumsText({ repositories, sizes, requests, pulls }: RulePlan): string {
-  const tags = repositories.flatMap((one) => one.tags);
-  const count = (action: PlannedTag["action"]): number => tags.filter((one) => one.action === action).length;
-  const sum = (action: PlannedTag["action"], words: string): string[] =>
-    count(action) === 0 ? [] : [`${count(action)} ${words}`];
-  const referrers = tags.reduce((all, one) => all + one.referrers.length, 0);
-  const changes = [
-    ...sum("copy", "to copy"),
-    ...sum("replace", "to replace"),
-    ...sum("keep", "to keep as they are"),
-    ...sum("fail", "that may not be written"),
-    ...sum("withhold", "withheld"),
-    ...sum("same", "unchanged"),
-  ];
-  const dropped = repositories.reduce((all, one) => all + one.dropped.length, 0);
-  const lines = [
-    `tags: ${changes.join(", ") || "none"}; ${dropped} left out`,
-    ...(referrers > 0 ? [`referrers: ${referrers} to copy`] : []),
-    ...(sizes?.targets ?? []).map(
-      ({ registry, manifests, blobs, bytes, present, mounts }) =>
-        `${registry}: ${countText(manifests, "manifest")} and ${countText(blobs, "blob")} to send, ${bytesText(bytes)}; ${countText(mounts, "blob")} to mount, ${present} there`,
-    ),
-    `requests: ${Object.entries(requests)
-      .map(([name, made]) => `${made} to ${name}`)
-      .join(", ")}`,
-    ...(pulls
-      ? [
-          `pulls: ${pulls.remaining} of ${pulls.limit} left, ${pulls.keep} kept for others${sizes ? `; copying takes at least ${sizes.pulls}` : ""}`,
-        ]
-      : []),
-  ];
-  return `${lines.join("\n")}\n`;
+/** What others have said, in an error or a line, must not steer a terminal. */
+function plain(text: string): string {
+  return text.replaceAll(/\p{Cc}/gu, "?");
 }

@@ -9,7 +9,8 @@ import { ConfigError, nearest, pathText, placeText, type Fault, type Path } from
 import { schemaAt } from "./json-schema.ts";
 import { applyRegistryEnvironment } from "./registry-env.ts";
 import { replicationDoubts } from "./replication-checks.ts";
-import { configSchema, isMapping, type Config } from "./schema.ts";
+import { replicationRule } from "./replication-schema.ts";
+import { configSchema, isMapping, type Config, type ReplicationRule } from "./schema.ts";
 import { Settings } from "./settings.ts";
 import { DURATION_REMEDY, SIZE_REMEDY } from "./units.ts";
 
@@ -36,6 +37,27 @@ export function parseConfig(input: unknown): Config {
   const { config, faults } = check(settings);
   if (config === undefined) throw new ConfigError(faults.map(({ path, cause, remedy }) => ({ path, cause, remedy })));
   return config;
+}
+
+/**
+ * Checks a rule of replication by itself, as a YAML file would hold it. What keeps it from being beside others is told by `replicationFaults`.
+ * @returns the rule, or its faults with paths that begin in it
+ */
+export function parseReplicationRule(
+  given: unknown,
+): { rule: ReplicationRule; faults?: never } | { rule?: never; faults: Fault[] } {
+  const result = replicationRule.safeParse(given);
+  if (result.success) return { rule: deepFreeze(result.data) };
+  const settings = new Settings();
+  const place = ["replication", "rules", 0];
+  settings.set(["replication", "rules"], [given], { source: "" });
+  const faults = result.error.issues.flatMap((issue) =>
+    explain({ ...issue, path: [...place, ...issue.path] }, settings),
+  );
+  const start = pathText(place).length;
+  return {
+    faults: faults.map(({ path, cause, remedy }) => ({ path: path.slice(start).replace(/^\./, ""), cause, remedy })),
+  };
 }
 
 /**

@@ -91,7 +91,7 @@ export function replicationDoubts(given: Rules): string[] {
     .filter(([a, b]) => a.copies.some(({ source, target }) => b.sources.has(target) && backFrom(b, target) === source))
     .map(
       ([a, b]) =>
-        `replication rules ${a.rule.name} and ${b.rule.name} copy the same repositories both ways: a tag is at rest once both sides have one digest; of two different ones, that of the rule that runs first wins`,
+        `replication rules ${a.rule.name} and ${b.rule.name} copy the same repositories both ways: a tag is at rest once both sides have one digest; of two different ones, the later push wins between registries of Entrepot, elsewhere that of the rule that runs first`,
     );
 }
 

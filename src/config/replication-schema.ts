@@ -60,7 +60,8 @@ const tagGlob = matching(
 
 const registryName = nonEmpty.describe(`A key under replication.registries, or ${SELF}: this registry.`);
 
-const rule = z
+/** One rule, apart from others. */
+export const replicationRule = z
   .strictObject({
     name: matching(
       (text) => /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/.test(text),
@@ -172,7 +173,7 @@ const rule = z
       {
         cron: matching(isCron, "is not a cron expression", "write five fields such as 0 */2 * * *")
           .optional()
-          .describe("When it runs by itself: a cron expression in UTC. Without it, only by hand."),
+          .describe("When it runs by itself: a cron expression in UTC. Without it, runs are begun by hand alone."),
         push: z.boolean().default(false).describe("Whether a push to its source starts the copy at once."),
         window: matching(isWindow, "is no part of the day", 'write two times in UTC such as "20:00-06:00"')
           .optional()
@@ -208,7 +209,7 @@ export const replication = section(
       .record(z.string(), registry)
       .prefault({})
       .describe("Registries that rules copy from and to, by name."),
-    rules: z.array(rule).prefault([]).describe("What is copied where."),
+    rules: z.array(replicationRule).prefault([]).describe("What is copied where."),
   },
   "Copies of selected repositories, kept in step.",
 )

@@ -131,6 +131,11 @@ const upstream = z
   })
   .describe("A registry to mirror.");
 
+/** An upstream of which only the address is configured. */
+export function upstreamAt(url: string): UpstreamConfig {
+  return upstream.parse({ url });
+}
+
 const webhook = z
   .strictObject({
     name: matching(

@@ -4,10 +4,13 @@
  */
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import { algorithmOf, digestOf, isDigest, type Digest } from "../oci/digest.ts";
-import { ownBlobs, parseManifest, type Descriptor, type Manifest } from "../oci/manifest.ts";
+import { isIndexType, ownBlobs, parseManifest, type Descriptor } from "../oci/manifest.ts";
 import { referrersTag, type Reference, type RepositoryName, type Tag } from "../oci/reference.ts";
-import { wanted } from "../registry/warm.ts";
+import type { ReplicationRule } from "../config/schema.ts";
+import { chooseChildren, type ProvenManifest } from "./copy-manifests.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
+import { rewriteIndex, type RewriteMemory } from "./rewrite.ts";
+import { platformsOf } from "./rules.ts";
 
 /** All that an image needs. */
 export interface Closure {
@@ -16,21 +19,28 @@ export interface Closure {
 }
 
 const CREATED = "org.opencontainers.image.created";
-/** An attestation of BuildKit stands in the index beside the image that it is about. */
-const ATTESTED = "vnd.docker.reference.digest";
 const IMAGE_CONFIG = /^application\/vnd\.(?:oci\.image\.config|docker\.container\.image)\.v1\+json$/;
 const MOST_CONFIG_BYTES = 1024 * 1024;
 
 export class SourceContent {
   readonly #registry: PlanRegistry;
   readonly #platforms: readonly string[];
+  readonly #rewrites: boolean;
+  readonly #memory: RewriteMemory | undefined;
   readonly #signal: AbortSignal;
-  readonly #manifests = new Map<string, Promise<Manifest>>();
+  readonly #manifests = new Map<string, Promise<ProvenManifest>>();
 
-  /** @param platforms of an index, only what is for these; none: all */
-  constructor(registry: PlanRegistry, platforms: readonly string[], signal: AbortSignal) {
+  /** @param memory of earlier plans */
+  constructor(
+    registry: PlanRegistry,
+    rule: Pick<ReplicationRule, "platforms">,
+    signal: AbortSignal,
+    memory?: RewriteMemory,
+  ) {
     this.#registry = registry;
-    this.#platforms = platforms;
+    this.#platforms = platformsOf(rule);
+    this.#rewrites = rule.platforms.index === "rewrite" && this.#platforms.length > 0;
+    this.#memory = memory;
     this.#signal = signal;
   }
 
@@ -38,10 +48,38 @@ export class SourceContent {
   async closure(repository: RepositoryName, digest: Digest, into: Closure): Promise<void> {
     if (into.manifests.has(digest)) return;
     into.manifests.add(digest);
-    const manifest = await this.#manifest(repository, digest);
+    const { manifest } = await this.#manifest(repository, digest);
     for (const blob of ownBlobs(manifest)) into.blobs.set(blob.digest, blob.sizeBytes);
-    const children = this.#chosen(manifest, `${repository}@${digest}`);
+    const children = this.#chosen(manifest.manifests, `${repository}@${digest}`);
     await Promise.all(children.map((child) => this.closure(repository, child.digest, into)));
+  }
+
+  /**
+   * What a digest becomes at a target: another one where its index is rewritten. That costs a pull, unless it was asked before.
+   * @throws as {@link closure}
+   */
+  async atTarget(repository: RepositoryName, digest: Digest): Promise<Digest> {
+    if (!this.#rewrites) return digest;
+    const known = await this.#memory?.rewritten(digest, this.#platforms);
+    if (known !== undefined) return known;
+    const made = await this.#rewritten(repository, digest);
+    await this.#memory?.remember(digest, this.#platforms, made.digest);
+    return made.digest;
+  }
+
+  async #rewritten(repository: RepositoryName, digest: Digest): Promise<ProvenManifest> {
+    const index = await this.#manifest(repository, digest);
+    if (index.manifest.kind !== "index") return index;
+    const chosen = this.#chosen(index.manifest.manifests, `${repository}@${digest}`);
+    const nested = new Map<Digest, ProvenManifest>();
+    await Promise.all(
+      chosen.map(async (child) => {
+        if (!isIndexType(child.mediaType)) return;
+        const made = await this.#rewritten(repository, child.digest);
+        if (made.digest !== child.digest) nested.set(child.digest, made);
+      }),
+    );
+    return rewriteIndex(index, chosen, nested);
   }
 
   /**
@@ -49,10 +87,10 @@ export class SourceContent {
    * @returns undefined where it does not say, as what is built reproducibly (in 1970) does not
    */
   async madeAt(repository: RepositoryName, digest: Digest): Promise<Milliseconds | undefined> {
-    const manifest = await this.#manifest(repository, digest);
+    const { manifest } = await this.#manifest(repository, digest);
     const annotated = manifest.annotations?.[CREATED];
     if (annotated !== undefined) return timeOf(annotated);
-    const [first] = this.#chosen(manifest, `${repository}@${digest}`);
+    const [first] = this.#chosen(manifest.manifests, `${repository}@${digest}`);
     if (first) return this.madeAt(repository, first.digest);
     const { config } = manifest;
     if (!config || !IMAGE_CONFIG.test(config.mediaType) || config.sizeBytes > MOST_CONFIG_BYTES) return undefined;
@@ -85,8 +123,8 @@ export class SourceContent {
       ? listed.has(fallback)
       : await queue.add(() => remote.headManifest(repository, fallback, { signal: this.#signal }));
     if (isThere === undefined || isThere === false) return [];
-    const { manifests } = await this.#manifest(repository, fallback);
-    return manifests.map(({ digest, artifactType }) => ({ digest, artifactType }));
+    const { manifest } = await this.#manifest(repository, fallback);
+    return manifest.manifests.map(({ digest, artifactType }) => ({ digest, artifactType }));
   }
 
   /** What a tag points to, where the registry's HEAD does not tell: by its bytes. */
@@ -95,25 +133,22 @@ export class SourceContent {
     return digestOf(bytes);
   }
 
-  #manifest(repository: RepositoryName, reference: Reference): Promise<Manifest> {
+  #manifest(repository: RepositoryName, reference: Reference): Promise<ProvenManifest> {
     const key = `${repository} ${reference}`;
     let found = this.#manifests.get(key);
     if (!found) {
-      found = this.#get(repository, reference).then(({ bytes, contentType }) => parseManifest(bytes, contentType));
+      found = this.#get(repository, reference).then(({ bytes, contentType }) => {
+        const digest = isDigest(reference) ? reference : digestOf(bytes);
+        return { digest, bytes, manifest: parseManifest(bytes, contentType) };
+      });
       this.#manifests.set(key, found);
     }
     return found;
   }
 
   #get(repository: RepositoryName, reference: Reference) {
-    const { name, queue, remote, keep } = this.#registry;
+    const { name, queue, remote } = this.#registry;
     return queue.add(async () => {
-      const { rateLimit } = remote.state;
-      if (rateLimit && rateLimit.remaining <= keep) {
-        throw new Error(
-          `${name} has ${rateLimit.remaining} pulls left, and replication.registries.${name}.quota.keep is ${keep}: wait, or lower it`,
-        );
-      }
       const found = await remote.getManifest(repository, reference, { signal: this.#signal });
       if (!found) throw new Error(`${name} does not have ${repository}@${reference}, which it points to`);
       if (isDigest(reference) && digestOf(found.bytes, algorithmOf(reference)) !== reference) {
@@ -123,13 +158,8 @@ export class SourceContent {
     });
   }
 
-  #chosen({ manifests }: Manifest, name: string): Descriptor[] {
-    if (this.#platforms.length === 0 || manifests.length === 0) return manifests;
-    const chosen = manifests.filter(({ platform }) => !platform || wanted(this.#platforms, platform));
-    const digests = new Set<string>(chosen.map(({ digest }) => digest));
-    const kept = manifests.filter((one) => digests.has(one.digest) || digests.has(one.annotations?.[ATTESTED] ?? ""));
-    if (kept.length === 0) throw new Error(`${name} has nothing for ${this.#platforms.join(", ")}`);
-    return kept;
+  #chosen(manifests: readonly Descriptor[], name: string): readonly Descriptor[] {
+    return manifests.length === 0 ? [] : chooseChildren(name, manifests, this.#platforms).chosen;
   }
 
   async #blob(repository: RepositoryName, digest: Digest): Promise<Buffer> {

@@ -1,6 +1,7 @@
 /** What refers to an image: by its subject (the API, or the tag that stands in for it), or by a tag that is made of its digest. */
 import { digestOf, type Digest } from "../oci/digest.ts";
 import { parseManifest } from "../oci/manifest.ts";
+import type { Origin } from "../oci/origin.ts";
 import { isTag, referrersTag, type Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import { CopyError } from "./copy-error.ts";
@@ -13,7 +14,7 @@ interface AttachmentParts {
   /** Has a manifest with all below it at the target. */
   copy: (job: Job, pointer: Pointer, found?: ProvenManifest) => Promise<Node>;
   /** Moves a tag of the target. */
-  tag: (job: Job, tag: Tag, found: ProvenManifest) => Promise<unknown>;
+  tag: (job: Job, tag: Tag, found: ProvenManifest, origin: Origin | undefined) => Promise<unknown>;
 }
 
 /** Where tags can't be listed. Source: cosign, "Signature Specification" */
@@ -79,7 +80,7 @@ export class Attachments {
     if (!got) return [];
     const found = proveManifest(`${source.name}/${from}`, { digest: digestOf(got.bytes) }, got);
     const node = await copy(job, { digest: found.digest }, found);
-    await this.#parts.tag(job, tag, found);
+    await this.#parts.tag(job, tag, found, got.origin);
     return [node];
   }
 

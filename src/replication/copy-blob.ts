@@ -17,7 +17,11 @@ import type { Target, UploadSession } from "../remote/target.ts";
 import { CopyError } from "./copy-error.ts";
 
 /** Sessions of uploads by `TARGET REPOSITORY DIGEST`, to be gone on with. A map forgets them with the process. */
-export type UploadMemory = Pick<Map<string, UploadSession>, "get" | "set" | "delete">;
+export interface UploadMemory {
+  get(key: string): UploadSession | undefined;
+  set(key: string, session: UploadSession): unknown;
+  delete(key: string): boolean;
+}
 
 export interface BlobCopy {
   source: Pick<Remote, "name" | "openBlob">;

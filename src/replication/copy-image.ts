@@ -6,6 +6,7 @@ import type { Bytes, Clock } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
 import { bareMediaType, MEDIA_TYPES } from "../oci/manifest.ts";
+import type { Told } from "../oci/origin.ts";
 import type { Reference, RepositoryName, Tag } from "../oci/reference.ts";
 import type { Target } from "../remote/target.ts";
 import { Copier } from "./copy.ts";
@@ -13,6 +14,7 @@ import type { UploadMemory } from "./copy-blob.ts";
 import type { CopyProgress, CopySource } from "./copy-job.ts";
 import type { KnownBlobs } from "./copy-known.ts";
 import type { PlannedTag } from "./plan-tag.ts";
+import { platformsOf } from "./rules.ts";
 import { globFinder } from "./tag-filter.ts";
 
 type Existing = ReplicationRule["write"]["existing"];
@@ -58,10 +60,11 @@ export class ImageCopies {
       new Copier({
         ...parts,
         options: {
-          platforms: rule.platforms.only,
+          platforms: platformsOf(rule),
           // The plan names what belongs to the root, for one request; what belongs to a platform of it shows when that is copied.
           attached: rule.attached.referrers && rule.attached.digestTags ? "whenChanged" : "never",
           existing,
+          keepOrigin: true,
           dryRun: false,
           concurrency: parts.concurrency,
         },
@@ -82,8 +85,18 @@ export class ImageCopies {
   ): Promise<ImageCopied> {
     const total: ImageCopied = { outcome: "unchanged", sentBytes: 0, mountedBytes: 0, presentBytes: 0, notes: [] };
     const before = { totalBytes: 0, doneBytes: 0 };
-    const copy = async (reference: Reference, digest: Digest, existing: Existing): Promise<void> => {
-      const request = { from: { repository: source, reference }, to: { repository: target, reference }, digest };
+    const copy = async (
+      reference: Reference,
+      { digest, rewritten, origin }: Told & Pick<PlannedTag, "rewritten">,
+      existing: Existing,
+    ): Promise<void> => {
+      const request = {
+        from: { repository: source, reference },
+        to: { repository: target, reference },
+        digest,
+        rewritten,
+        origin,
+      };
       const copied = await this.#copiers[existing].copy(request, signal, (now) => {
         const [totalBytes, doneBytes] = [before.totalBytes + now.totalBytes, before.doneBytes + now.doneBytes];
         tell({ totalBytes, doneBytes, sentBytes: total.sentBytes + now.sentBytes });
@@ -98,26 +111,35 @@ export class ImageCopies {
     };
     const moves = isChange(image);
     const existing = existingOf(image, this.#existingFor(image.tag));
-    if (moves && (staged || companions.length + image.referrers.length > 0))
-      await copy(image.digest, image.digest, existing);
-    for (const one of companions) await copy(one.tag, one.digest, existingOf(one, this.#existingFor(one.tag)));
-    for (const digest of image.referrers) await copy(digest, digest, existing);
-    if (moves && !staged) {
+    if (moves && (staged || companions.length + image.referrers.length > 0)) await copy(image.digest, image, existing);
+    for (const one of companions) await copy(one.tag, one, existingOf(one, this.#existingFor(one.tag)));
+    for (const digest of image.referrers) await copy(digest, { digest }, existing);
+    // What is only marked moves nothing, and need not wait for the others.
+    if (moves && (!staged || image.action === "mark")) {
       await this.#keepBackup(target, image, signal);
-      await copy(image.tag, image.digest, existing);
+      await copy(image.tag, image, existing);
     }
     return total;
   }
 
-  /** A manifest with all below it, by its digest. @throws as {@link copy} */
-  async copyByDigest(
-    source: RepositoryName,
-    target: RepositoryName,
-    digest: Digest,
+  /** What refers to something, with all below it; under its tag where it has one. @throws as {@link copy} */
+  async attach(
+    {
+      source,
+      target,
+      tag,
+      ...told
+    }: Told & { source: RepositoryName; target: RepositoryName; tag: Tag | undefined },
     signal: AbortSignal,
   ): Promise<ImageCopied> {
-    const at = (repository: RepositoryName) => ({ repository, reference: digest });
-    return await this.#copiers.replace.copy({ from: at(source), to: at(target), digest }, signal);
+    const reference = tag ?? told.digest;
+    const existing = tag === undefined ? "replace" : this.#existingFor(tag);
+    const request = { from: { repository: source, reference }, to: { repository: target, reference }, ...told };
+    const { outcome, sentBytes, mountedBytes, presentBytes, notes } = await this.#copiers[existing].copy(
+      request,
+      signal,
+    );
+    return { outcome, sentBytes, mountedBytes, presentBytes, notes };
   }
 
   /** What the tag leads to by now gets another name, before the tag moves. */
@@ -135,7 +157,7 @@ export class ImageCopies {
 
 /** Whether the tag is to be written. */
 export function isChange({ action }: PlannedTag): boolean {
-  return action === "copy" || action === "replace";
+  return action === "copy" || action === "replace" || action === "mark";
 }
 
 /** A tag that the plan found absent and that is there now is no tag that may be moved. */

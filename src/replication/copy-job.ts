@@ -1,7 +1,9 @@
 import type { Bytes } from "../base/clock.ts";
 import type { Digest } from "../oci/digest.ts";
+import type { Origin } from "../oci/origin.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Remote } from "../remote/remote.ts";
+import type { ProvenManifest } from "./copy-manifests.ts";
 
 export type CopySource = Omit<Remote, "headBlob" | "ping" | "state" | typeof Symbol.asyncDispose>;
 
@@ -12,6 +14,8 @@ export interface CopyOptions {
   attached: "never" | "whenChanged" | "always";
   /** What becomes of a tag at the target that names something else. */
   existing: "replace" | "keep" | "fail";
+  /** Whether a tag's copy bears the mark of its source's push: it is refused where the target's was pushed later. Else it is a push itself. */
+  keepOrigin: boolean;
   /** Only finds out what there would be to do. */
   dryRun: boolean;
   /** Blobs, images and tags on their way at a time, each. */
@@ -23,6 +27,10 @@ export interface CopyRequest {
   to: { repository: string; reference: Reference };
   /** What the source's tag names, where an event has told: it is not asked. */
   digest?: Digest;
+  /** With `digest`: what the tag is to lead to, which is its index without the platforms that are left out. */
+  rewritten?: Digest | undefined;
+  /** With `digest`: the mark of the push that has brought the source's tag to it. */
+  origin?: Origin | undefined;
 }
 
 /** How far one image is, in bytes of blobs. */
@@ -57,7 +65,12 @@ export interface Job {
 export interface Node {
   digest: Digest;
   children: Node[];
+  /** An index that the source does not have. */
+  made?: ProvenManifest;
 }
+
+/** Of an index: all of it, only some with the index as it is, or with one that lists no more than that. */
+export type IndexMode = "all" | "sparse" | "rewrite";
 
 /** All of them, when the last has ended: nothing goes on behind the back of whoever is told of a failure. @throws the first failure */
 export async function allOf<T extends readonly unknown[]>(

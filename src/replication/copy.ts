@@ -14,9 +14,10 @@ import PQueue from "p-queue";
 import type { Bytes, Clock } from "../base/clock.ts";
 import { digestOf, type Digest } from "../oci/digest.ts";
 import { isManifestType, ownBlobs, type Descriptor } from "../oci/manifest.ts";
+import { isBehind, isPushedLater, type Origin, type Told } from "../oci/origin.ts";
 import { isTag, referrersTag, type Reference, type Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
-import type { Target, UploadSession } from "../remote/target.ts";
+import { isTagNewer, type Target, type UploadSession } from "../remote/target.ts";
 import { Attachments } from "./copy-attached.ts";
 import { pauseAfter, sendBlob, type UploadMemory } from "./copy-blob.ts";
 import { CopyError } from "./copy-error.ts";
@@ -27,11 +28,13 @@ import {
   type CopyRequest,
   type CopyResult,
   type CopySource,
+  type IndexMode,
   type Job,
   type Node,
 } from "./copy-job.ts";
 import { KnownBlobs } from "./copy-known.ts";
 import { addReferrer, chooseChildren, proveManifest, type Pointer, type ProvenManifest } from "./copy-manifests.ts";
+import { rewriteIndex } from "./rewrite.ts";
 
 export interface CopierParts {
   source: CopySource;
@@ -76,8 +79,8 @@ export class Copier {
     this.#attachments = new Attachments({
       source,
       again: (work, signal) => this.#again(work, signal),
-      copy: (job, pointer, found) => this.#content(job, pointer, false, found),
-      tag: (job, tag, found) => this.#moveTag(job, tag, found, undefined),
+      copy: (job, pointer, found) => this.#content(job, pointer, "all", found),
+      tag: (job, tag, found, origin) => this.#moveTag(job, tag, found, { before: undefined, origin }),
     });
   }
 
@@ -94,47 +97,69 @@ export class Copier {
     return await this.#tags.add(() => this.#copy(request, signal, tell));
   }
 
-  async #copy({ from, to, digest }: CopyRequest, signal: AbortSignal, tell: Job["tell"]): Promise<CopyResult> {
+  async #copy({ from, to, ...told }: CopyRequest, signal: AbortSignal, tell: Job["tell"]): Promise<CopyResult> {
     const { attached, existing } = this.#options;
-    const [wanted, present] = await allOf([
-      digest ?? this.#resolve(from, signal),
-      this.#digestAt(to.repository, to.reference, signal),
+    const { digest } = told;
+    const [source, there] = await allOf([
+      digest ? { ...told, digest } : this.#resolve(from, signal),
+      this.#stateAt(to.repository, isTag(to.reference) ? to.reference : (told.rewritten ?? to.reference), signal),
     ]);
+    const { rewritten } = told;
+    const [wanted, present] = [rewritten ?? source.digest, there?.digest];
+    const copied = { ...source, digest: wanted };
+    const settled = present === wanted && !this.#isBehind(there, copied);
     const none = { totalBytes: 0, doneBytes: 0, sentBytes: 0, mountedBytes: 0, presentBytes: 0 };
     const result: CopyResult = { outcome: "unchanged", digest: wanted, ...none, tagsMoved: [], notes: [] };
-    if (present === wanted && attached !== "always") return result;
+    if (settled && attached !== "always") return result;
     const job: Job = { from: from.repository, to: to.repository, result, tell, signal };
     if (present !== undefined && present !== wanted && existing !== "replace") {
       this.#refuseMove(to.reference, present, wanted, job);
       return { ...result, outcome: "kept" };
     }
-    const found = await this.#fetch(job, { digest: wanted });
-    const root = await this.#content(job, { digest: wanted }, true, found);
-    if (attached !== "never") await this.#attachments.copyAll(job, [root]);
+    if (there && this.#options.keepOrigin && isPushedLater(there, copied, this.#clock.now())) {
+      this.#noteLater(to.reference, there.digest, job);
+      return { ...result, outcome: "kept" };
+    }
+    let found = await this.#fetch(job, source);
+    if (present !== wanted || attached === "always" || rewritten !== undefined) {
+      const root = await this.#content(job, found, rewritten === undefined ? "sparse" : "rewrite", found);
+      if (attached !== "never") await this.#attachments.copyAll(job, fromSource(root));
+      found = root.made ?? found;
+    }
     const moved =
-      present === wanted || !isTag(to.reference) || (await this.#moveTag(job, to.reference, found, present));
+      settled ||
+      !isTag(to.reference) ||
+      (await this.#moveTag(job, to.reference, found, { before: present, origin: source.origin }));
     if (!moved) return { ...result, outcome: "kept" };
     const changed = present !== wanted || result.sentBytes > 0 || result.tagsMoved.length > 0;
     return changed ? { ...result, outcome: "copied" } : result;
   }
 
   /** @throws CopyError missing */
-  async #resolve({ repository, reference }: CopyRequest["from"], signal: AbortSignal): Promise<Digest> {
-    if (!isTag(reference)) return reference;
+  async #resolve({ repository, reference }: CopyRequest["from"], signal: AbortSignal): Promise<Told> {
+    if (!isTag(reference)) return { digest: reference };
     const head = await this.#again(() => this.#source.headManifest(repository, reference, { signal }), signal);
-    if (typeof head === "object" && head.digest !== undefined) return head.digest;
+    if (typeof head === "object" && head.digest !== undefined) return { digest: head.digest, origin: head.origin };
     // Some registries do not tell the digest.
     const got = head && (await this.#again(() => this.#source.getManifest(repository, reference, { signal }), signal));
     if (!got) throw new CopyError("missing", `${this.#source.name}/${repository}:${reference} does not exist`);
-    return digestOf(got.bytes);
+    return { digest: digestOf(got.bytes), origin: got.origin };
   }
 
   async #digestAt(repository: string, reference: Reference, signal: AbortSignal): Promise<Digest | undefined> {
+    return (await this.#stateAt(repository, reference, signal))?.digest;
+  }
+
+  async #stateAt(repository: string, reference: Reference, signal: AbortSignal): Promise<Told | undefined> {
     const head = await this.#again(() => this.#target.headManifest(repository, reference, { signal }), signal);
     if (typeof head !== "object") return undefined;
-    if (head.digest !== undefined) return head.digest;
+    if (head.digest !== undefined) return { digest: head.digest, origin: head.origin };
     const got = await this.#again(() => this.#target.getManifest(repository, reference, { signal }), signal);
-    return got && digestOf(got.bytes);
+    return got && { digest: digestOf(got.bytes), origin: got.origin };
+  }
+
+  #isBehind(there: Told | undefined, source: Told): boolean {
+    return this.#options.keepOrigin && there !== undefined && isBehind(there, source, this.#clock.now());
   }
 
   // ---- manifests ----
@@ -147,12 +172,12 @@ export class Copier {
     return proveManifest(where, pointer, got);
   }
 
-  /** Has a manifest and all below it at the target. @param narrowed whether platforms are chosen among its children */
-  #content(job: Job, pointer: Pointer, narrowed: boolean, found?: ProvenManifest): Promise<Node> {
-    const key = `${job.to} ${narrowed} ${pointer.digest}`;
+  /** Has a manifest and all below it at the target. */
+  #content(job: Job, pointer: Pointer, mode: IndexMode, found?: ProvenManifest): Promise<Node> {
+    const key = `${job.to} ${mode} ${pointer.digest}`;
     const known = this.#contents.get(key);
     if (known) return known;
-    const work = this.#copyContent(job, pointer, narrowed, { found, doubted: false });
+    const work = this.#copyContent(job, pointer, mode, { found, doubted: false });
     this.#contents.set(key, work);
     work.catch(() => this.#contents.delete(key));
     return work;
@@ -162,19 +187,20 @@ export class Copier {
   async #copyContent(
     job: Job,
     pointer: Pointer,
-    narrowed: boolean,
+    mode: IndexMode,
     { found, doubted }: { found: ProvenManifest | undefined; doubted: boolean },
   ): Promise<Node> {
     const proven = found ?? (await this.#fetch(job, pointer));
-    if (proven.manifest.kind === "index") return await this.#copyIndex(job, proven, narrowed);
+    if (proven.manifest.kind === "index") return await this.#copyIndex(job, proven, mode);
     return await this.#images.add(() => this.#copyImage(job, proven, doubted));
   }
 
-  async #copyIndex(job: Job, index: ProvenManifest, narrowed: boolean): Promise<Node> {
+  async #copyIndex(job: Job, index: ProvenManifest, mode: IndexMode): Promise<Node> {
     const where = `${this.#source.name}/${job.from}@${index.digest}`;
-    const platforms = narrowed ? this.#options.platforms : [];
+    const platforms = mode === "all" ? [] : this.#options.platforms;
     const { chosen, left } = chooseChildren(where, index.manifest.manifests, platforms);
     const absent: Descriptor[] = [];
+    const nested = new Map<Digest, ProvenManifest>();
     const child = async (one: Descriptor): Promise<Node[]> => {
       if (!isManifestType(one.mediaType)) {
         // Caches of builds list layers as if they were manifests.
@@ -182,7 +208,9 @@ export class Copier {
         return [];
       }
       try {
-        return [await this.#content(job, one, narrowed)];
+        const node = await this.#content(job, one, mode);
+        if (node.made) nested.set(one.digest, node.made);
+        return [node];
       } catch (error) {
         if (!(error instanceof CopyError && error.fault === "missing" && error.message.includes(one.digest)))
           throw error;
@@ -192,17 +220,20 @@ export class Copier {
       }
     };
     const children = (await allOf(chosen.map(child))).flat();
-    await this.#put(job, index, async (missing, cause) => {
-      const lacking = [...left, ...absent].filter(({ digest }) => missing.length === 0 || missing.includes(digest));
+    const stored = mode === "rewrite" ? rewriteIndex(index, chosen, nested) : index;
+    await this.#put(job, stored, async (missing, cause) => {
+      const lacking = [...(stored === index ? left : []), ...absent].filter(
+        ({ digest }) => missing.length === 0 || missing.includes(digest),
+      );
       if (lacking.length > 0) {
         throw new CopyError("sparse", `${cause.message}: it takes no index without all of its platforms; copy all`, {
           cause,
         });
       }
       const again = chosen.filter(({ digest }) => missing.length === 0 || missing.includes(digest));
-      await allOf(again.map((one) => this.#copyContent(job, one, narrowed, { found: undefined, doubted: true })));
+      await allOf(again.map((one) => this.#copyContent(job, one, mode, { found: undefined, doubted: true })));
     });
-    return { digest: index.digest, children };
+    return { digest: stored.digest, children, ...(stored === index ? {} : { made: stored }) };
   }
 
   async #copyImage(job: Job, image: ProvenManifest, doubted: boolean): Promise<Node> {
@@ -268,23 +299,44 @@ export class Copier {
     await turn;
   }
 
-  /** @param before what the tag named when the copy began @returns whether it names what was copied */
-  async #moveTag(job: Job, tag: Tag, found: ProvenManifest, before: Digest | undefined): Promise<boolean> {
+  /**
+   * @param before what the tag named when the copy began
+   * @param origin the mark of the source's tag
+   * @returns whether it names what was copied
+   */
+  async #moveTag(
+    job: Job,
+    tag: Tag,
+    { digest, bytes, manifest }: ProvenManifest,
+    { before, origin }: { before: Digest | undefined; origin: Origin | undefined },
+  ): Promise<boolean> {
     const { to, result, signal } = job;
-    const { digest, bytes, manifest } = found;
-    const now = await this.#digestAt(to, tag, signal);
-    if (now === digest) return true;
-    if (now !== undefined && now !== before && this.#options.existing !== "replace") {
+    const { existing, dryRun, keepOrigin } = this.#options;
+    const there = await this.#stateAt(to, tag, signal);
+    const now = there?.digest;
+    if (now === digest && !this.#isBehind(there, { digest, origin })) return true;
+    if (now !== undefined && now !== digest && now !== before && existing !== "replace") {
       this.#refuseMove(tag, now, digest, job);
       return false;
     }
-    if (!this.#options.dryRun) {
-      const put = () => this.#target.putManifest(to, tag, { bytes, mediaType: manifest.mediaType }, { signal });
-      const stored = await this.#again(put, signal);
-      if (stored.missing) throw stored.cause;
+    if (!dryRun) {
+      const options = { signal, ...(keepOrigin ? { origin } : {}) };
+      const put = () => this.#target.putManifest(to, tag, { bytes, mediaType: manifest.mediaType }, options);
+      try {
+        const stored = await this.#again(put, signal);
+        if (stored.missing) throw stored.cause;
+      } catch (error) {
+        if (!isTagNewer(error)) throw error;
+        this.#noteLater(tag, await this.#digestAt(to, tag, signal), job);
+        return false;
+      }
     }
-    result.tagsMoved.push(tag);
+    if (now !== digest) result.tagsMoved.push(tag);
     return true;
+  }
+
+  #noteLater(tag: string, present: Digest | undefined, { to, result }: Job): void {
+    result.notes.push(`${this.#target.name}/${to}:${tag} names ${present}, which was pushed later, and is kept`);
   }
 
   /** @throws CopyError conflict where tags of other content are an error */
@@ -404,4 +456,9 @@ export class Copier {
       }
     }
   }
+}
+
+/** What refers to a rewritten index would refer to what the target does not have: only what is below it is asked for. */
+function fromSource(node: Node): Node[] {
+  return node.made ? node.children.flatMap(fromSource) : [node];
 }

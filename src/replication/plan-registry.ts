@@ -4,6 +4,7 @@ import type { Logger } from "../base/log.ts";
 import type { EndpointConfig } from "../config/schema.ts";
 import { createRemote, type Remote } from "../remote/remote.ts";
 import { createTarget, type Target } from "../remote/target.ts";
+import { SparingRemote } from "./sparing-remote.ts";
 
 /** A registry as a plan asks it. */
 export interface PlanRegistry extends AsyncDisposable {
@@ -36,9 +37,10 @@ export async function openRegistry(
   const dependencies = { clock: systemClock, log, observe };
   const target = access === "write" ? await createTarget(endpoint, dependencies) : undefined;
   const remote = target ?? (await createRemote(endpoint, dependencies));
+  const spent = (message: string): Error => new Error(`${message}: try again later, or lower it`);
   return {
     name,
-    remote,
+    remote: new SparingRemote(remote, { name, keep, clock: systemClock, spent }),
     target,
     queue: new PQueue({ concurrency: endpoint.connections }),
     keep,

@@ -2,16 +2,21 @@
 import type { Milliseconds } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import type { Digest } from "../oci/digest.ts";
+import type { Origin, Told } from "../oci/origin.ts";
 import { isTag, referrersTag, type RepositoryName, type Tag } from "../oci/reference.ts";
 import type { SourceContent } from "./content.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
-import { judgeTag, type Verdict } from "./rules.ts";
+import { judgePushes, judgeTag, type Verdict } from "./rules.ts";
 import { tagsNamedAfter, tooOld, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
 /** `withhold`: it lacks what `attached.require` names. */
 export type PlannedTag = {
   tag: Tag;
   digest: Digest;
+  /** What the tag is to lead to at the target, where its index is rewritten; else that is `digest`. */
+  rewritten?: Digest;
+  /** The push that has brought the source's tag to it, where the source tells. */
+  origin?: Origin | undefined;
   /** Why the rule is about it. */
   why: string;
   /** What refers to it and is not at the target. */
@@ -68,35 +73,34 @@ export class TagPlans {
   }
 
   /** What a tag of the source leads to. @throws RemoteError; Error where it is not there */
-  async headSource(name: RepositoryName, tag: Tag): Promise<Digest> {
-    const digest = await this.#digestAtSource(name, tag);
-    if (digest === undefined) throw new Error(`${this.#source.name} does not have ${name}:${tag}`);
-    return digest;
+  async headSource(name: RepositoryName, tag: Tag): Promise<Told> {
+    const told = await this.toldBySource(name, tag);
+    if (told === undefined) throw new Error(`${this.#source.name} does not have ${name}:${tag}`);
+    return told;
   }
 
-  async #digestAtSource(name: RepositoryName, tag: Tag): Promise<Digest | undefined> {
+  /** @returns undefined: it is not there */
+  async toldBySource(name: RepositoryName, tag: Tag): Promise<Told | undefined> {
     const head = await this.#head(this.#source, name, tag);
-    return head === null ? await this.#content.digestOf(name, tag) : head;
+    return head === null ? { digest: await this.#content.digestOf(name, tag) } : head;
   }
 
   /** @returns undefined: it is not there; null: it is, and its digest was not told */
-  async #head(registry: PlanRegistry, name: RepositoryName, tag: Tag): Promise<Digest | null | undefined> {
+  async #head(registry: PlanRegistry, name: RepositoryName, tag: Tag): Promise<Told | null | undefined> {
     const { queue, remote } = registry;
     const head = await queue.add(() => remote.headManifest(name, tag, { signal: this.#options.signal }));
     if (head === undefined || head === "notModified") return undefined;
-    return head.digest ?? null;
+    const { digest, origin } = head;
+    return digest === undefined ? null : { digest, origin };
   }
 
   /** A tag that was selected, and those that are named after its digest; none where it is too old. */
-  async plan(
-    source: TagSource,
-    selected: SelectedTag,
-    digest: Digest,
-    target: TargetRepository,
-  ): Promise<PlannedTag[]> {
+  async plan(source: TagSource, selected: SelectedTag, told: Told, target: TargetRepository): Promise<PlannedTag[]> {
     const { tag, why } = selected;
-    const planned = await this.#options.attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag[]> => {
-      const verdict = await this.#judge(source, tag, digest, target);
+    const { digest, origin } = told;
+    const found = await this.#options.attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag[]> => {
+      const atTarget = await this.#content.atTarget(source.name, digest);
+      const verdict = await this.#judge(source, tag, { digest: atTarget, origin }, target);
       const changes = verdict.action === "copy" || verdict.action === "replace";
       if (changes && this.#rule.tags.maxAge > 0 && !selected.always) {
         const madeAtMs = await this.#content.madeAt(source.name, digest);
@@ -106,9 +110,14 @@ export class TagPlans {
           return [];
         }
       }
+      const planned = { tag, digest, origin, why, ...(atTarget === digest ? {} : { rewritten: atTarget }) };
       const { referrers: withReferrers, digestTags, require } = this.#rule.attached;
       const needsSignature = changes && require.includes("signature");
-      const attends = (changes || verdict.action === "same") && !target.attended.has(digest);
+      // What refers to an index that is rewritten refers to nothing that the target has.
+      const attends =
+        atTarget === digest &&
+        (changes || verdict.action === "same" || verdict.action === "mark") &&
+        !target.attended.has(digest);
       if (attends) target.attended.add(digest);
       const named = await this.#namedAfter(source, digest, (attends && digestTags) || needsSignature);
       const asks = needsSignature || (attends && withReferrers);
@@ -117,23 +126,23 @@ export class TagPlans {
         named.some((one) => one.endsWith(".sig")) ||
         referrers.some(({ artifactType }) => SIGNATURES.has(artifactType ?? ""));
       if (needsSignature && !isSigned) {
-        return [{ tag, digest, why, action: "withhold", because: "it has no signature", referrers: [] }];
+        return [{ ...planned, action: "withhold", because: "it has no signature", referrers: [] }];
       }
       const digests = attends && withReferrers ? referrers.map((one) => one.digest) : [];
       const missing = await this.missing(target, digests);
       const companions = await Promise.all(
         (attends && digestTags ? named : []).map((one) => this.#companion(source, one, { tag, digest }, target)),
       );
-      return [{ tag, digest, why, referrers: missing, ...verdict }, ...companions.flat()];
+      return [{ ...planned, referrers: missing, ...verdict }, ...companions.flat()];
     });
-    return planned ?? [];
+    return found ?? [];
   }
 
   async #namedAfter({ name, listed }: TagSource, digest: Digest, isNeeded: boolean): Promise<Tag[]> {
     if (!isNeeded) return [];
     if (listed) return tagsNamedAfter(digest, [...listed]);
     const names = DIGEST_TAG_ENDINGS.map((ending) => `${referrersTag(digest)}${ending}`).filter(isTag);
-    const found = await Promise.all(names.map((tag) => this.#digestAtSource(name, tag)));
+    const found = await Promise.all(names.map((tag) => this.toldBySource(name, tag)));
     return names.filter((_, index) => found[index] !== undefined);
   }
 
@@ -144,17 +153,18 @@ export class TagPlans {
     target: TargetRepository,
   ): Promise<PlannedTag[]> {
     const planned = await this.#options.attempt(`${source.name}:${tag}`, async (): Promise<PlannedTag> => {
-      const digest = await this.headSource(source.name, tag);
-      const verdict = await this.#judge(source, tag, digest, target);
-      return { tag, digest, why: `belongs to ${image.tag}`, referrers: [], companionOf: image.digest, ...verdict };
+      const told = await this.headSource(source.name, tag);
+      const verdict = await this.#judge(source, tag, told, target);
+      return { tag, ...told, why: `belongs to ${image.tag}`, referrers: [], companionOf: image.digest, ...verdict };
     });
     return planned ? [planned] : [];
   }
 
-  async #judge(source: TagSource, tag: Tag, digest: Digest, { registry, name }: TargetRepository): Promise<Verdict> {
-    const was = await this.#head(registry, name, tag);
-    if (was === null) throw new Error(`${registry.name} does not tell what ${name}:${tag} points to`);
-    const verdict = judgeTag(tag, digest, was, this.#rule.write);
+  async #judge(source: TagSource, tag: Tag, told: Told, { registry, name }: TargetRepository): Promise<Verdict> {
+    const there = await this.#head(registry, name, tag);
+    if (there === null) throw new Error(`${registry.name} does not tell what ${name}:${tag} points to`);
+    const byRule = judgeTag(tag, told.digest, there?.digest, this.#rule.write);
+    const verdict = judgePushes(byRule, told, there, this.#options.nowMs);
     if (verdict.action !== "replace" || !verdict.backup || !source.copies(verdict.backup)) return verdict;
     return { action: "fail", was: verdict.was, because: `its backup ${verdict.backup} is a tag that is copied, too` };
   }

@@ -7,11 +7,16 @@
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import type { Digest } from "../oci/digest.ts";
+import type { Told } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import { SourceContent, type Closure } from "./content.ts";
+import { CopyError } from "./copy-error.ts";
+import { isChange } from "./copy-image.ts";
+import type { DeletionPlan } from "./deletion.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 import { TagPlans, type PlannedTag, type TagPlanOptions, type TargetRepository } from "./plan-tag.ts";
+import type { RewriteMemory } from "./rewrite.ts";
 import { copyName, sourcesOf } from "./rules.ts";
 import { selectTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
@@ -24,6 +29,10 @@ export interface PlannedRepository {
   target: RepositoryName;
   tags: PlannedTag[];
   dropped: DroppedTag[];
+  /** Tags of the source that the rule is about by their names. */
+  selected: Tag[];
+  /** Where the rule deletes, and who plans knows what it has put there. */
+  deletions?: DeletionPlan;
 }
 
 export interface PlanFault {
@@ -61,6 +70,8 @@ export interface PlanOptions {
   /** Whether manifests are fetched, to tell what would be sent. */
   sizes: boolean;
   nowMs: Milliseconds;
+  /** Without it, indexes that are rewritten are read by each plan. */
+  rewrites?: RewriteMemory | undefined;
   signal: AbortSignal;
 }
 
@@ -75,9 +86,7 @@ export async function planRule(
 
 /** Whether a run would change nothing at any target. */
 export function isSettled({ repositories }: RulePlan): boolean {
-  return repositories.every(({ tags }) =>
-    tags.every(({ action, referrers }) => action !== "copy" && action !== "replace" && referrers.length === 0),
-  );
+  return repositories.every(({ tags }) => tags.every((tag) => !isChange(tag) && tag.referrers.length === 0));
 }
 
 /** One repository of the source, asked once for all targets. */
@@ -86,7 +95,7 @@ interface SourceRepository {
   listed: ReadonlySet<string>;
   selected: SelectedTag[];
   dropped: DroppedTag[];
-  digests: Map<Tag, Digest>;
+  told: Map<Tag, Told>;
 }
 
 class Planning {
@@ -97,6 +106,8 @@ class Planning {
   readonly #content: SourceContent;
   readonly #tags: TagPlans;
   readonly #faults: PlanFault[] = [];
+  /** A registry may have been asked by others before. */
+  readonly #requestsBefore: ReadonlyMap<string, number>;
   /** Target reference → the repository that it is the copy of. */
   readonly #taken = new Map<string, RepositoryName>();
 
@@ -104,8 +115,9 @@ class Planning {
     this.#rule = rule;
     this.#registries = registries;
     this.#options = options;
+    this.#requestsBefore = new Map([...registries].map(([name, { requests }]) => [name, requests]));
     this.#source = this.#registry(rule.from.registry);
-    this.#content = new SourceContent(this.#source, rule.platforms.only, options.signal);
+    this.#content = new SourceContent(this.#source, rule, options.signal, options.rewrites);
     const attempt: TagPlanOptions["attempt"] = (where, work) => this.#attempt(where, work);
     this.#tags = new TagPlans(rule, this.#source, this.#content, { ...options, attempt });
   }
@@ -122,7 +134,9 @@ class Planning {
       repositories,
       faults: this.#faults,
       ...(sizes ? { sizes } : {}),
-      requests: Object.fromEntries([...this.#registries].map(([name, { requests }]) => [name, requests])),
+      requests: Object.fromEntries(
+        [...this.#registries].map(([name, { requests }]) => [name, requests - (this.#requestsBefore.get(name) ?? 0)]),
+      ),
       ...(rateLimit
         ? { pulls: { remaining: rateLimit.remaining, limit: rateLimit.limit, keep: this.#source.keep } }
         : {}),
@@ -164,6 +178,7 @@ class Planning {
           target: target.name,
           tags: tags.flat(),
           dropped: target.dropped,
+          selected: source.selected.map(({ tag }) => tag),
         };
       }),
     );
@@ -200,22 +215,22 @@ class Planning {
           tags.length === 0 ? "it has no tags" : `none of its ${tags.length} tags is selected: see --verbose`,
         );
       }
-      const digests = new Map<Tag, Digest>();
+      const told = new Map<Tag, Told>();
       await Promise.all(
         selected.map(async ({ tag }) => {
-          const digest = await this.#attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
-          if (digest !== undefined) digests.set(tag, digest);
+          const head = await this.#attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
+          if (head !== undefined) told.set(tag, head);
         }),
       );
-      return { name, listed: new Set(tags), selected, dropped, digests };
+      return { name, listed: new Set(tags), selected, dropped, told };
     });
   }
 
   async #tag(source: SourceRepository, selected: SelectedTag, target: TargetRepository): Promise<PlannedTag[]> {
-    const digest = source.digests.get(selected.tag);
-    if (digest === undefined) return [];
-    const copies = (tag: Tag): boolean => source.digests.has(tag);
-    return this.#tags.plan({ name: source.name, listed: source.listed, copies }, selected, digest, target);
+    const told = source.told.get(selected.tag);
+    if (told === undefined) return [];
+    const copies = (tag: Tag): boolean => source.told.has(tag);
+    return this.#tags.plan({ name: source.name, listed: source.listed, copies }, selected, told, target);
   }
 
   /** Reads what would be copied, and asks the targets what of it they have. */
@@ -272,11 +287,12 @@ class Planning {
 
   async #closureOf(source: RepositoryName, tags: readonly PlannedTag[]): Promise<Closure> {
     const whole: Closure = { manifests: new Set(), blobs: new Map() };
-    for (const { tag, action, digest, referrers } of tags) {
+    for (const { tag, action, digest, rewritten, referrers } of tags) {
       const roots = [...(action === "copy" || action === "replace" ? [digest] : []), ...referrers];
       for (const root of roots) {
         await this.#attempt(`${source}:${tag}`, () => this.#content.closure(source, root, whole));
       }
+      if (rewritten !== undefined && whole.manifests.delete(digest)) whole.manifests.add(rewritten);
     }
     return whole;
   }
@@ -288,7 +304,11 @@ class Planning {
     } catch (error) {
       this.#options.signal.throwIfAborted();
       if (!(error instanceof Error)) throw error;
-      const isOurs = error instanceof RemoteError || error.constructor === Error || error.name === "RegistryError";
+      const isOurs =
+        error instanceof RemoteError ||
+        error instanceof CopyError ||
+        error.constructor === Error ||
+        error.name === "RegistryError";
       if (!isOurs) throw error;
       this.#fault(where, remedy === undefined ? error.message : `${error.message}: ${remedy}`);
       return undefined;

@@ -1,6 +1,8 @@
 /** A rule of replication, read once: what it is about, what its copies are called, and what may happen to a tag. Pure. */
+import type { Milliseconds } from "../base/clock.ts";
 import type { Config, EndpointConfig, ReplicationRule } from "../config/schema.ts";
 import type { Digest } from "../oci/digest.ts";
+import { isBehind, isPushedLater, type Told } from "../oci/origin.ts";
 import { readRepositories, renderName, type RepositorySet } from "../oci/repository-glob.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { globFinder } from "./tag-filter.ts";
@@ -12,6 +14,8 @@ export type Verdict =
   /** It is not there. */
   | { action: "copy" }
   | { action: "same" }
+  /** The same, pushed earlier: its mark is brought up to date. */
+  | { action: "mark" }
   | { action: "replace"; was: Digest; backup: Tag | undefined }
   /** It stays as it is; fail tells so, too. */
   | { action: "keep" | "fail"; was: Digest; because: string };
@@ -46,6 +50,22 @@ export function judgeTag(
   if (existing === "keep") return { action: "keep", was, because: "write.existing is keep" };
   if (existing === "fail") return { action: "fail", was, because: "write.existing is fail" };
   return { action: "replace", was, backup: backup?.replaceAll("{{tag}}", tag) as Tag | undefined };
+}
+
+/**
+ * What becomes of a tag where both registries tell when it was pushed: what was pushed later at the target stays.
+ * @param there at the target, as the verdict has it
+ */
+export function judgePushes(verdict: Verdict, source: Told, there: Told | undefined, nowMs: Milliseconds): Verdict {
+  if (there === undefined) return verdict;
+  if (verdict.action === "same" && isBehind(there, source, nowMs)) return { action: "mark" };
+  if (verdict.action !== "replace" || !isPushedLater(there, source, nowMs)) return verdict;
+  return { action: "keep", was: verdict.was, because: "it was pushed later there" };
+}
+
+/** Of an index, only what is for these is copied; none: all. */
+export function platformsOf({ platforms: { only, index } }: Pick<ReplicationRule, "platforms">): readonly string[] {
+  return index === "all" ? [] : only;
 }
 
 /** The registry as other parts reach one. */

@@ -54,7 +54,6 @@ export async function runPlan(
         images.map(async ({ at, image, companions }) => {
           const named = { registry: name, name: `${at.target}:${image.tag}` };
           try {
-            keepPulls(source);
             const found = { source: at.source, target: at.target, image, companions, staged: false };
             tell({ ...named, ...(await copies.copy(found, signal)) });
           } catch (error) {
@@ -81,14 +80,4 @@ export function imagesOf({ tags }: PlannedRepository): { image: PlannedTag; comp
       ? [{ image, companions: attached }]
       : [];
   });
-}
-
-/** @throws Error where the rest of the source's rate limit is for others */
-function keepPulls({ name, keep, remote }: PlanRegistry): void {
-  const { rateLimit } = remote.state;
-  if (rateLimit && rateLimit.remaining <= keep) {
-    throw new Error(
-      `${name} has ${rateLimit.remaining} pulls left, and replication.registries.${name}.quota.keep is ${keep}: run this again later`,
-    );
-  }
 }

@@ -10,7 +10,7 @@ import picomatch from "picomatch";
 import type { Milliseconds } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { formatDuration } from "../config/units.ts";
-import { hexOf, algorithmOf, type Digest } from "../oci/digest.ts";
+import { hexOf, algorithmOf, isDigest, type Digest } from "../oci/digest.ts";
 import { isTag, type Tag } from "../oci/reference.ts";
 import { versionOf, versionsIn } from "../oci/version.ts";
 
@@ -56,7 +56,7 @@ export function selectTags(listed: readonly string[], rule: ReplicationRule["tag
   for (const tag of tags) {
     const glob = matchOf(tag);
     const excluded = excludeOf(tag);
-    if (DIGEST_TAG.test(tag)) drop(tag, "attached", "it goes with the image that it is named after");
+    if (isDigestTag(tag)) drop(tag, "attached", "it goes with the image that it is named after");
     else if (glob === undefined) drop(tag, "match", `matches none of ${rule.match.join(", ")}`);
     else if (inRange?.(tag) === false) drop(tag, "semver", `is no version in ${rule.semver}`);
     else if (excluded !== undefined) drop(tag, "exclude", `matches ${excluded}`);
@@ -72,7 +72,7 @@ export function selectTags(listed: readonly string[], rule: ReplicationRule["tag
 
   const reasonsOf = new Map(passed.map(({ tag, reasons }) => [tag, reasons.join(", ")]));
   const selected = tags.flatMap((tag): SelectedTag[] => {
-    const glob = DIGEST_TAG.test(tag) ? undefined : alwaysOf(tag);
+    const glob = isDigestTag(tag) ? undefined : alwaysOf(tag);
     if (glob !== undefined) return [{ tag, why: `always matches ${glob}`, always: true }];
     const why = reasonsOf.get(tag);
     return why === undefined ? [] : [{ tag, why, always: false }];
@@ -104,6 +104,19 @@ export function tooOld(
 export function tagsNamedAfter(digest: Digest, listed: readonly string[]): Tag[] {
   const beginning = `${algorithmOf(digest)}-${hexOf(digest).slice(0, 64)}.`;
   return listed.filter(isTag).filter((tag) => tag.startsWith(beginning));
+}
+
+/** Whether a tag is named after an image's digest: its signature and the like, or the list of its referrers. */
+export function isDigestTag(tag: string): boolean {
+  return DIGEST_TAG.test(tag);
+}
+
+/** What a tag is named after; undefined: nothing, or the list of referrers, which is each registry's own. */
+export function subjectOf(tag: Tag): Digest | undefined {
+  // Of a sha512, such a tag holds the half.
+  const hex = /^sha256-([0-9a-f]{64})\./.exec(tag)?.[1];
+  const digest = `sha256:${hex ?? ""}`;
+  return isDigest(digest) ? digest : undefined;
 }
 
 /** @returns finds the first glob that a tag matches */

@@ -23,6 +23,7 @@ export const TRIGGERS = ["hand", "schedule", "push", "webhook"] as const;
 export type Trigger = (typeof TRIGGERS)[number];
 
 const trigger = z.enum(TRIGGERS);
+const tag = z.custom<Tag>((text) => typeof text === "string" && isTag(text));
 const repository = z.custom<RepositoryName>((text) => typeof text === "string" && isRepositoryName(text));
 
 export const runPayload = z.object({
@@ -40,9 +41,12 @@ export const taskPayload = z.object({
   registry: z.string(),
   source: repository,
   target: repository,
-  tag: z.custom<Tag>((text) => typeof text === "string" && isTag(text)),
+  /** Undefined: what was pushed by its digest alone, and goes along where it refers to something that is at the target. */
+  tag: tag.optional(),
   /** What the source's tag led to; undefined: it was not told, and is asked for. */
   digest: z.custom<Digest>((text) => typeof text === "string" && isDigest(text)).optional(),
+  /** The source's tags that are named after the digest; undefined: they were not listed, and are looked for. */
+  named: z.array(tag).optional(),
   /** Why the rule is about it. */
   why: z.string(),
   /** All but the tag: that moves at the end of the run, with the others. */
@@ -110,16 +114,16 @@ export type FeedEvent =
     };
 
 /** Of one rule, one target tag and one digest, one task at most is unfinished. */
-export function taskKey({
-  rule,
-  target,
-  tag,
-  digest,
-}: Pick<TaskPayload, "rule" | "target" | "tag" | "digest">): string {
-  return `${rule} ${target}:${tag} ${digest ?? "latest"}`;
+export function taskKey({ rule, target, tag, digest, staged }: TaskPayload): string {
+  return `${keysOf(rule)}${target}:${tag ?? ""} ${digest ?? "newest"}${staged ? " staged" : ""}`;
 }
 
-/** What a task is about, as lists show it. */
-export function taskSubject({ registry, target, tag }: Pick<TaskPayload, "registry" | "target" | "tag">): string {
-  return `${registry} ${target}:${tag}`;
+/** What the keys of a rule's tasks begin with; a rule's name has no space. */
+export function keysOf(rule: string): string {
+  return `${rule} `;
+}
+
+/** What a task is about, as lists show it: `dr mirror/library/node:18`. */
+export function taskSubject({ registry, target, tag, digest }: TaskPayload): string {
+  return `${registry} ${target}${tag === undefined ? `@${digest ?? ""}` : `:${tag}`}`;
 }

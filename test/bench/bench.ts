@@ -9,6 +9,8 @@ import { parseArgs } from "node:util";
 import { userCatalogRow } from "./access-catalog-row.ts";
 import { bearerRow, tokenIssueRow } from "./bearer-row.ts";
 import { coldPullRow, fanoutRow, firstByteRow, memoryRow } from "./cold-rows.ts";
+import { copyMemoryRow } from "./copy-memory-row.ts";
+import { daemonMemoryRow, pushCopyRow } from "./daemon-copy-rows.ts";
 import { eventsRow } from "./events-row.ts";
 import { exportRow } from "./export-row.ts";
 import { gcRow } from "./gc-row.ts";
@@ -17,6 +19,7 @@ import { Lab, missingPrograms, versionOf } from "./lab.ts";
 import { catalogRow, tagsRow } from "./listing-rows.ts";
 import { pushImageRow, pushLayerRow } from "./push-rows.ts";
 import type { Bench, Row } from "./runner.ts";
+import { firstCopyRow, unchangedRow } from "./replication-rows.ts";
 import { retentionRow } from "./retention-row.ts";
 import { startRow } from "./start-row.ts";
 import { renderTable, writeBetweenMarkers, type Line } from "./table.ts";
@@ -47,6 +50,11 @@ const ROWS: Record<string, Row> = {
   bearer: bearerRow,
   "token-issue": tokenIssueRow,
   "wrong-passwords": wrongPasswordsRow,
+  "first-copy": firstCopyRow,
+  unchanged: unchangedRow,
+  "copy-memory": copyMemoryRow,
+  "push-copy": pushCopyRow,
+  "daemon-memory": daemonMemoryRow,
 };
 const PROGRAMS = ["docker-registry", "wrk"];
 const PAGE = new URL("../../docs/benchmarks.md", import.meta.url);

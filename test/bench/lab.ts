@@ -107,10 +107,11 @@ ${upstreamPort === undefined ? "" : `proxy: {remoteurl: "http://127.0.0.1:${upst
     };
   }
 
-  /** Runs a program to its end. @returns what it wrote @throws Error where it fails */
-  async run(command: string, args: string[]): Promise<string> {
+  /** Runs a program to its end. @param started is told its process @returns what it wrote @throws Error where it fails */
+  async run(command: string, args: string[], started: (pid: number) => void = () => {}): Promise<string> {
     const running = promisify(execFile)(command, args);
     this.#own(running.child);
+    if (running.child.pid !== undefined) started(running.child.pid);
     return (await running).stdout;
   }
 

@@ -3,9 +3,9 @@ import { test } from "node:test";
 import type { RulePlan } from "../../src/replication/plan.ts";
 import { pushImage } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, makeIndex } from "../kit/images.ts";
-import { startRegistry } from "../kit/registry.ts";
+import { startRegistry, until } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
-import { place, run, serve } from "./processes.ts";
+import { begin, place, run, serve } from "./processes.ts";
 
 const amd64 = makeImage({ layers: [40_000, 30_000] });
 const arm64 = makeImage({ layers: [50_000], seed: "arm", platform: { os: "linux", architecture: "arm64" } });
@@ -150,4 +150,87 @@ test("self is the daemon of this machine, also where people have to log in", asy
   assert.equal((await fetch(`${daemon.address}/v2/mirror/node/manifests/18`)).status, 401);
   const again = await run(["replicate", "plan", "base", "--config", here.config]);
   assert.match(again.stdout, /^tags: 2 unchanged; 0 left out$/m);
+});
+
+test("the daemon does it where one runs: status, a run as it happens, its log, and a pause", async () => {
+  await using hub = await startUpstream();
+  await using dr = await startRegistry();
+  hub.add("library/node", "18", amd64);
+  hub.add("library/redis", "7", other);
+  hub.remove("library/redis", [...other.blobs.keys()][1] ?? "");
+  const config = ruleOf(hub, dr, { on: { cron: "0 3 * * *" } });
+  await using here = await place(config);
+  await using daemon = await serve(["--config", here.config]);
+  const replicate = (...args: string[]) => run(["replicate", ...args, "--server", daemon.address]);
+
+  const listed = await replicate("list");
+  assert.match(listed.stdout, /^base {2}hub library\/\{node,redis\} {2}dr mirror\/\{\{name\}\} {2}\*$/m);
+  const before = await replicate("status");
+  assert.match(
+    before.stdout,
+    /^RULE +LAG +WAITING +RUNNING +FAILED +LAST SUCCESS +NEXT +LAST RUN\nbase +none +0 +0 +0 +never +\S+ \d\d:00:00 +-$/m,
+  );
+  assert.match((await replicate("plan", "base")).stdout, /^tags: 2 to copy; 0 left out$/m);
+
+  const ran = await replicate("run", "base");
+  assert.equal(ran.status, 1, "one image has failed");
+  assert.match(ran.stdout, /^✓ dr mirror\/node:18: copied, /m);
+  assert.match(ran.stdout, /^✗ dr mirror\/redis:7: .+/m);
+  const [, id = ""] =
+    /^run (\d+) of base \(hand\): done; 1 copied, 1 failed; /m.exec(ran.stdout) ?? assert.fail(ran.stdout);
+  assert.match((await replicate("status")).stdout, new RegExp(`^base .* 1 +never .* ${id} done$`, "m"));
+  const log = await replicate("log", id);
+  assert.match(log.stdout, /^run \d+ of base \(hand\): done; 1 copied/m);
+  assert.match(log.stdout, /^✗ dr mirror\/redis:7 \(\d+\): .+/m);
+
+  hub.add("library/redis", "7", other);
+  const again = await replicate("run", "base", "--json");
+  assert.deepEqual(
+    again.stdout
+      .trim()
+      .split("\n")
+      .map((line) =>
+        (({ registry, name, outcome }) => [registry, name, outcome])(JSON.parse(line) as Record<string, string>),
+      ),
+    [["dr", "mirror/redis:7", "copied"]],
+  );
+  assert.equal(again.status, 0, again.stdout + again.stderr);
+
+  assert.equal((await replicate("pause", "base", "--why", "moving house")).status, 0);
+  assert.match((await replicate("status")).stdout, /^! base is paused: moving house$/m);
+  assert.match((await replicate("resume", "base")).stdout, /^base goes on$/m);
+  assert.match((await replicate("run", "base", "--detach")).stdout, /^run \d+ is queued: entrepot replicate log \d+/m);
+  const absent = await replicate("run", "bass");
+  assert.equal(absent.status, 1);
+  assert.match(absent.stderr, /there is no rule bass; there are base/);
+});
+
+test("Ctrl-C leaves a run going, and says so", async () => {
+  await using hub = await startUpstream();
+  await using dr = await startRegistry();
+  hub.add("library/node", "18", amd64);
+  hub.add("library/redis", "7", other);
+  await using here = await place(ruleOf(hub, dr));
+  await using daemon = await serve(["--config", here.config]);
+  const gate = hub.hold({ path: [...amd64.blobs.keys()][1] ?? "" });
+  await using running = begin(["replicate", "run", "base", "--server", daemon.address]);
+  await gate.reached;
+  running.kill("SIGINT");
+  const { status, stderr } = await running.ended;
+  assert.equal(status, 1);
+  assert.match(stderr, /^run (\d+) goes on: entrepot replicate log \1 tells of it, entrepot jobs cancel \1 ends it$/m);
+  gate.release();
+  await until(async () => (await dr.get("/v2/mirror/node/manifests/18")).status === 200, "it is copied all the same");
+});
+
+test("without a daemon, what only a daemon knows is refused with the cause", async () => {
+  await using hub = await startUpstream();
+  await using here = await place({ ...ruleOf(hub, undefined), server: { listen: "127.0.0.1:5999" } });
+  for (const command of [["status"], ["log", "1"], ["run", "base"], ["pause", "base"]]) {
+    const { status, stderr } = await run(["replicate", ...command, "--config", here.config]);
+    assert.equal(status, 1, command.join(" "));
+    assert.match(stderr, /no daemon answers at .*start it with "entrepot serve"/);
+  }
+  const wrong = await run(["replicate", "status", "base", "--config", here.config]);
+  assert.equal(wrong.status, 2);
 });

@@ -26,7 +26,7 @@ export const UNREACHABLE = { "docker.io": { url: "http://127.0.0.1:9" } };
 /** Starts `entrepot serve --config FILE` on a free port, with its files under `folder`. */
 export async function startEntrepot(
   folder: string,
-  config: { upstreams: Tree; storage?: Tree; server?: Tree; hosted?: Tree; access?: Tree },
+  config: { upstreams: Tree; storage?: Tree; server?: Tree; hosted?: Tree; access?: Tree; replication?: Tree },
 ): Promise<Entrepot> {
   const root = join(folder, "entrepot");
   const file = join(folder, "entrepot.yaml");

@@ -16,6 +16,10 @@ export const CACHED = makeImage({ layers: [2000], seed: 2 });
 const SIGNATURE = makeArtifact({ subject: INDEX, artifactType: "application/x.sig", payload: "signed" });
 
 const PASSWORD = "a long enough password";
+const COPIES = {
+  from: { registry: "self", repositories: ["team/app"] },
+  to: [{ registry: "self", repository: "team/copied" }],
+};
 const LIMITS = [{ repositories: ["team/**"], verbs: ["pull"] }];
 
 /** What fills an operation's path, and follows it. */
@@ -27,11 +31,13 @@ interface Asked {
   statuses?: number[];
   /** A list of what nothing is there of. */
   empty?: boolean;
+  /** Goes on until it is left. */
+  endless?: boolean;
 }
 
 /**
  * A daemon that has something for every operation: hosted repositories (team/app, and team/gone to be deleted), a cached one
- * (docker.io/library/app), a rule that keeps every tag, a webhook that works (ci) but has failures, and one that nobody answers (deaf).
+ * (docker.io/library/app), a rule that keeps every tag, one that copies team/app, a webhook that works (ci) but has failures, and one that nobody answers (deaf).
  */
 export async function startWithEverything(upstream: Upstream, sink: Sink): Promise<TestRegistry> {
   for (const name of ["library/app", "library/old"]) upstream.add(name, "1", CACHED);
@@ -47,6 +53,7 @@ export async function startWithEverything(upstream: Upstream, sink: Sink): Promi
         { name: "deaf", url: "http://127.0.0.1:1/hook" },
       ],
       retention: { rules: [{ repositories: ["team/**"], keep: { tags: ["*"] } }] },
+      replication: { rules: [{ name: "copies", ...COPIES }] },
     },
     leavesPartials: true,
   });
@@ -71,11 +78,18 @@ export async function askEveryOperation(registry: TestRegistry, api: Api, sink: 
     api.operations.map(({ operationId }) => operationId).toSorted(),
     "every operation needs a well-formed request here",
   );
-  for (const [id, { params = {}, query = "", body = {}, statuses = [200], empty = false }] of requests) {
+  for (const [id, asked] of requests) {
+    const { params = {}, query = "", body = {}, statuses = [200], empty = false, endless = false } = asked;
     const { method, path } = api.operations.find(({ operationId }) => operationId === id) ?? assert.fail(id);
     const filled = path.replaceAll(/\{([^}]*)\}/g, (_, name: string) => {
       return encodeURIComponent(params[name] ?? assert.fail(`${id}: ${name}`));
     });
+    if (endless) {
+      const { status, body: going } = await fetch(`${registry.url}/api/v1${filled}${query}`);
+      await going?.cancel();
+      assert.equal(status, 200, id);
+      continue;
+    }
     const answer = await api.send(
       method,
       `${filled}${query}`,
@@ -100,7 +114,17 @@ async function requestsFor(registry: TestRegistry, api: Api, sink: Sink): Promis
   const dead = { id: await first(api, "/jobs?state=dead") };
   // What nobody answers is tried again and again: a job without an end.
   const endless = { id: await first(api, "/jobs?kind=webhook", ({ dedupe }) => dedupe === "deaf") };
+  await api.send("POST", `/jobs/${endless.id}/pause`, {});
+  const isPaused = async (): Promise<boolean> =>
+    (await api.expect(200, "GET", `/jobs/${endless.id}`)).body["state"] === "paused";
+  await until(isPaused, "the job without an end is paused");
   sink.answerWith({ status: 204 });
+  const rule = { rule: "copies" };
+  const started = await api.expect(202, "POST", "/replication/rules/copies/run");
+  const run = { run: String(started.body["run"]) };
+  const hasRun = async (): Promise<boolean> =>
+    (await api.expect(200, "GET", `/replication/runs/${run.run}`)).body["state"] === "done";
+  await until(hasRun, "the copies are there");
   return {
     describe: {},
     getStatus: {},
@@ -123,6 +147,9 @@ async function requestsFor(registry: TestRegistry, api: Api, sink: Sink): Promis
     getJob: { params: dead },
     listJobLines: { params: dead, empty: true },
     retryJob: { params: dead },
+    prioritiseJob: { params: endless },
+    resumeJob: { params: endless },
+    pauseJob: { params: endless, statuses: [200, 202] },
     cancelJob: { params: endless, statuses: [200, 202] },
     listWebhooks: {},
     getWebhook: { params: ci },
@@ -130,6 +157,24 @@ async function requestsFor(registry: TestRegistry, api: Api, sink: Sink): Promis
     redeliverWebhookFailure: { params: { ...ci, id: failure }, statuses: [202] },
     redeliverWebhook: { params: ci, body: { from: 1 }, statuses: [202] },
     pingWebhook: { params: ci },
+    listReplicationRules: {},
+    getReplicationRule: { params: rule },
+    planReplication: { params: rule },
+    listReplicationRuns: { query: "?rule=copies" },
+    getReplicationRun: { params: run },
+    listReplicationRunTasks: { params: run, query: "?state=done" },
+    listReplicationTasks: { query: "?rule=copies&registry=self" },
+    watchReplication: { endless: true },
+    undoReplicationRun: { params: run, statuses: [202] },
+    pauseReplication: { params: rule, statuses: [204] },
+    resumeReplication: { params: rule, statuses: [204] },
+    runReplication: { params: rule, statuses: [202] },
+    putReplicationRule: {
+      params: { rule: "more" },
+      body: { ...COPIES, to: [{ registry: "self", repository: "team/more" }] },
+      statuses: [201],
+    },
+    deleteReplicationRule: { params: { rule: "more" }, statuses: [204] },
     whoami: {},
     createUser: { body: { name: "alice", password: PASSWORD }, statuses: [201] },
     listUsers: {},

@@ -25,6 +25,7 @@ export interface RegistryOptions {
     events?: Tree;
     webhooks?: Tree[];
     retention?: Tree;
+    replication?: Tree;
   };
   /** A folder that outlives this registry, for a restart. */
   root?: string;
@@ -95,6 +96,7 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
     events: { ...options.config?.events },
     webhooks: options.config?.webhooks ?? [],
     retention: { ...options.config?.retention },
+    replication: { ...options.config?.replication },
     upstreams,
   });
   const lines: Record<string, unknown>[] = [];

@@ -9,6 +9,10 @@ export interface Passed {
   path: string;
   /** Of its body, as far as they came. */
   bytes: number;
+  /** Where its body begins in an upload, 0-based. */
+  firstByte: number;
+  /** How much of an upload its answer says is there. */
+  toldBytes?: number;
 }
 
 /** What happens to a request instead of passing on. */
@@ -21,7 +25,13 @@ export type Trick =
   /** It is passed on as another one. */
   | { path: string }
   /** Headers of the answer that are left out. */
-  | { without: string[] };
+  | { without: string[] }
+  /** It is passed on and done, and its answer is lost with the connection. */
+  | { lost: true }
+  /** Its body is not taken, nor is it answered. */
+  | { stalls: true }
+  /** After each piece of its body it takes so long until the next one. */
+  | { pauseMs: number };
 
 /** A way to a registry that counts what comes and plays tricks. To be disposed of. */
 export interface Between extends AsyncDisposable {
@@ -40,11 +50,16 @@ export async function startBetween(to: string): Promise<Between> {
   const sockets = new Set<Socket>();
   const passed: Passed[] = [];
   const serve = (incoming: IncomingMessage, response: ServerResponse): void => {
-    const record: Passed = { method: incoming.method ?? "", path: incoming.url ?? "", bytes: 0 };
+    const firstByte = Number.parseInt(incoming.headers["content-range"] ?? "0", 10);
+    const record: Passed = { method: incoming.method ?? "", path: incoming.url ?? "", bytes: 0, firstByte };
     passed.push(record);
     const trick = between.trick(record, incoming.headers);
     if (trick && "gone" in trick) {
       response.destroy();
+      return;
+    }
+    if (trick && "stalls" in trick) {
+      incoming.pause();
       return;
     }
     if (trick && "status" in trick) {
@@ -62,7 +77,13 @@ export async function startBetween(to: string): Promise<Between> {
       agent: false,
     });
     forward.on("response", (answer) => {
+      if (trick && "lost" in trick) {
+        response.destroy();
+        return;
+      }
       const headers = { ...answer.headers };
+      const last = /^0-(\d+)$/.exec(headers["range"] ?? "")?.[1];
+      if (last !== undefined) record.toldBytes = last === "0" ? 0 : Number(last) + 1;
       if (trick && "without" in trick) for (const name of trick.without) delete headers[name];
       response.writeHead(answer.statusCode ?? 500, headers);
       answer.pipe(response);
@@ -84,6 +105,9 @@ export async function startBetween(to: string): Promise<Between> {
         // What was written is on its way before the connection ends.
         incoming.pause();
         forward.write("", () => setImmediate(end));
+      } else if (trick && "pauseMs" in trick) {
+        incoming.pause();
+        setTimeout(() => incoming.resume(), trick.pauseMs);
       } else if (!flowing) {
         incoming.pause();
         forward.once("drain", () => incoming.resume());

@@ -65,6 +65,7 @@ async function startStage(config: RegistryOptions["config"] = {}): Promise<Stage
           platforms: [],
           attached: "whenChanged",
           existing: "replace",
+          keepOrigin: false,
           dryRun: false,
           concurrency: 4,
           ...options,

@@ -4,9 +4,10 @@ import * as fc from "fast-check";
 import { parseConfig } from "../../src/config/load.ts";
 import type { ReplicationRule } from "../../src/config/schema.ts";
 import { digestOf } from "../../src/oci/digest.ts";
+import type { Told } from "../../src/oci/origin.ts";
 import { readRepositories } from "../../src/oci/repository-glob.ts";
 import type { RepositoryName, Tag } from "../../src/oci/reference.ts";
-import { copyName, endpointOf, judgeTag, sourcesOf } from "../../src/replication/rules.ts";
+import { copyName, endpointOf, judgePushes, judgeTag, sourcesOf } from "../../src/replication/rules.ts";
 
 const REGISTRIES = { hub: { url: "https://hub.example", concurrency: 3, quota: { keep: 7 } } };
 
@@ -70,6 +71,24 @@ test("a tag is copied where it is not there, left where it is the same, and else
   assert.deepEqual(judge("1", { backup: "{{tag}}-prev" }, was), { action: "replace", was, backup: "1-prev" });
   assert.deepEqual(judge("1", { existing: "fail" }, was), { action: "fail", was, because: "write.existing is fail" });
   assert.deepEqual(judge("v1", { immutable: ["v*"] }, was), { action: "keep", was, because: "immutable by v*" });
+});
+
+test("what was pushed later at the target stays, unless the rule says so anyway; the same of an earlier push is marked anew", () => {
+  const [digest, was] = [digestOf(Buffer.from("new")), digestOf(Buffer.from("old"))];
+  const at = (atMs: number) => ({ atMs, by: "site" });
+  const judge = (source: Told, there: Told | undefined, write: object = {}) =>
+    judgePushes(judgeTag("1" as Tag, source.digest, there?.digest, ruleOf({ write }).write), source, there, 1000);
+  const replace = { action: "replace", was, backup: undefined };
+  assert.deepEqual(judge({ digest, origin: at(1) }, undefined), { action: "copy" });
+  assert.deepEqual(judge({ digest, origin: at(2) }, { digest: was, origin: at(1) }), replace);
+  const later = { action: "keep", was, because: "it was pushed later there" };
+  assert.deepEqual(judge({ digest, origin: at(1) }, { digest: was, origin: at(2) }), later);
+  const fails = { action: "fail", was, because: "write.existing is fail" };
+  assert.deepEqual(judge({ digest, origin: at(1) }, { digest: was, origin: at(2) }, { existing: "fail" }), fails);
+  assert.deepEqual(judge({ digest }, { digest: was, origin: at(2) }), replace, "the source tells nothing");
+  assert.deepEqual(judge({ digest, origin: at(1) }, { digest: was }), replace, "the target tells nothing");
+  assert.deepEqual(judge({ digest, origin: at(2) }, { digest, origin: at(1) }), { action: "mark" });
+  assert.deepEqual(judge({ digest, origin: at(1) }, { digest, origin: at(2) }), { action: "same" });
 });
 
 test("a registry's concurrency is its number of connections", () => {

@@ -4,10 +4,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import type { Clock } from "../../src/base/clock.ts";
+import type { Database } from "../../src/db/database.ts";
 import { openSqlite } from "../../src/db/sqlite.ts";
 import { digestOf, type Digest } from "../../src/oci/digest.ts";
 import type { RepositoryName, Tag } from "../../src/oci/reference.ts";
 import { Catalog, type NewManifest } from "../../src/store/catalog.ts";
+import { HostedCatalog } from "../../src/store/hosted-catalog.ts";
+import { ImportCatalog } from "../../src/store/import-catalog.ts";
 import { Usage } from "../../src/store/usage.ts";
 
 let root: string;
@@ -18,9 +21,9 @@ after(() => rm(root, { recursive: true }));
 
 let files = 0;
 
-async function startCatalog(): Promise<{ catalog: Catalog } & AsyncDisposable> {
+async function startCatalog(): Promise<{ db: Database; catalog: Catalog } & AsyncDisposable> {
   const db = await openSqlite(join(root, `${++files}.db`));
-  return { catalog: new Catalog(db), [Symbol.asyncDispose]: () => db[Symbol.asyncDispose]() };
+  return { db, catalog: new Catalog(db), [Symbol.asyncDispose]: () => db[Symbol.asyncDispose]() };
 }
 
 const A = { repository: "docker.io/library/a" as RepositoryName, upstream: "docker.io" };
@@ -89,7 +92,8 @@ test("a tag goes with its manifest, and what was asked before is not remembered 
   assert.equal((await catalog.findTag(A.repository, tag))?.digest, first.digest);
   await catalog.addManifest(A, second, 2);
   await catalog.setTag(A, tag, second.digest, undefined, 2);
-  assert.deepEqual(await catalog.findTag(A.repository, tag), {
+  const { origin: _, ...moved } = (await catalog.findTag(A.repository, tag)) ?? {};
+  assert.deepEqual(moved, {
     digest: second.digest,
     mediaType: second.mediaType,
     sizeBytes: 1,
@@ -158,4 +162,25 @@ test("uses are written together: at intervals, on demand and at the end", async 
   }
   assert.equal(await oldest(), digests.at(-1), "the end writes what is left");
   assert.deepEqual(faults, []);
+});
+
+test("a tag that an import moves counts as pushed after what it led to", async () => {
+  await using started = await startCatalog();
+  const { db, catalog } = started;
+  const [hosted, imports] = [new HostedCatalog(db, catalog), new ImportCatalog(db, catalog)];
+  const place = { repository: HOSTED.repository };
+  const [old, other] = [manifest("old"), manifest("other")];
+  const required = { blobs: [], manifests: [] };
+  const tag = "1" as Tag;
+  const within = (): Promise<void> => Promise.resolve();
+  const origin = { atMs: 5000, by: "elsewhere" };
+  const tagging = { tags: [tag], guard: () => undefined, origin };
+  await hosted.addManifest(place, old, required, tagging, 4000, within);
+  assert.deepEqual((await catalog.findTag(HOSTED.repository, tag))?.origin, origin);
+  await hosted.addManifest(place, other, required, { ...tagging, tags: [] }, 4000, within);
+  const importing = [{ place, tag, digest: other.digest }];
+  assert.deepEqual(await imports.setTags(importing, () => true, 4500, within), ["now"]);
+  const moved = await catalog.findTag(HOSTED.repository, tag);
+  const [site] = await db.all<{ id: string }>("SELECT id FROM site");
+  assert.deepEqual([moved?.digest, moved?.origin], [other.digest, { atMs: 5001, by: site?.id }]);
 });

@@ -470,8 +470,7 @@ test("what is used, linked or needed between a collection's look and its removal
           place,
           added,
           required,
-          [],
-          () => undefined,
+          { tags: [], guard: () => undefined, origin: undefined },
           Date.now(),
           () => Promise.resolve(),
         );

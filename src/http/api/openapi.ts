@@ -7,6 +7,7 @@ import { VERSION } from "../../base/version.ts";
 import { operation, type AnswerKind, type Operation, type Shape } from "./operation.ts";
 import { PROBLEMS, type ProblemKind } from "./problem.ts";
 import { problem } from "./schemas.ts";
+import { EVENT_STREAM } from "./server-sent.ts";
 
 type Json = Record<string, unknown>;
 
@@ -60,9 +61,10 @@ export function describe(operations: readonly Operation[]): Json {
 }
 
 function describeOperation(each: Operation, schemas: Json): Json {
-  const { id, tag, summary, description, params, query, body, matches } = each;
+  const { id, tag, summary, description, params, query, body, matches, serverSent } = each;
   const headers = [
     ...(matches ? [headerParameter("If-Match", "The ETag of what is to be changed.")] : []),
+    ...(serverSent ? [headerParameter("Last-Event-ID", "Of the last event that was received.")] : []),
     ...(each.etag && each.method === "GET" ? [headerParameter("If-None-Match", "The ETag of what is known.")] : []),
   ];
   return {
@@ -106,14 +108,23 @@ function parametersOf(shape: Shape | undefined, where: "path" | "query", schemas
   });
 }
 
-function describeAnswer({ streams, etag }: Operation, { description, schema, text }: AnswerKind, schemas: Json): Json {
+function describeAnswer(
+  { streams, serverSent, etag }: Operation,
+  { description, schema, text }: AnswerKind,
+  schemas: Json,
+): Json {
+  const type = serverSent ? EVENT_STREAM : streams ? "application/x-ndjson" : "application/json";
   return {
-    description: streams ? `${description}; one JSON object a line` : description,
+    description: streams
+      ? `${description}; one JSON object a line`
+      : serverSent
+        ? `${description}; the data of each event is JSON`
+        : description,
     ...(etag ? { headers: { ETag: { schema: { type: "string" }, description: "The state of it." } } } : {}),
     ...(schema
       ? {
           content: {
-            [streams ? "application/x-ndjson" : "application/json"]: { schema: jsonSchema(schema, "output", schemas) },
+            [type]: { schema: jsonSchema(schema, "output", schemas) },
             ...(text === undefined ? {} : { [text]: { schema: { type: "string" } } }),
           },
         }

@@ -25,6 +25,7 @@
  * A repository's name in a path is one segment, its slashes written %2F: `/repositories/docker.io%2Flibrary%2Falpine/tags`.
  * A handler throws `Problem` (`problem.ts`) or a `RegistryError`, and names the kinds that a client may meet in `problems`.
  * What takes long answers `events`, one JSON object a line, and has `streams: true`; what `handle` throws before it returns is a problem still.
+ * What goes on for ever answers `serverSent`, which browsers read by themselves.
  */
 import { z } from "zod";
 import type { Milliseconds } from "../../base/clock.ts";
@@ -32,6 +33,7 @@ import type { Caller, Verb } from "../../access/principal.ts";
 import type { Requester } from "../../events/event.ts";
 import { RegistryError } from "../../oci/errors.ts";
 import { Problem, type ProblemKind } from "./problem.ts";
+import type { ServerSent } from "./server-sent.ts";
 
 export type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
 export type Shape = Record<string, z.ZodType>;
@@ -47,6 +49,8 @@ export interface Input<Params extends Shape, Query extends Shape, Body extends z
   checkMatch: (etag: string | undefined) => void;
   /** Raised when the client has left. */
   signal: AbortSignal;
+  /** What a client of server-sent events had been told when it lost them; undefined: it is new. */
+  lastEventId: string | undefined;
   /** Of If-Match, for what checks it in the change's own transaction. */
   ifMatch: readonly string[] | "any" | undefined;
   /** The client, as events name it. */
@@ -75,6 +79,11 @@ export type Reply =
     }
   | {
       status: 200;
+      /** Goes on until the client leaves, or the events end. */
+      serverSent: AsyncGenerator<ServerSent, void, void>;
+    }
+  | {
+      status: 200;
       contentType: string;
       /** What browsers save it as. */
       fileName: string;
@@ -84,7 +93,7 @@ export type Reply =
 
 export interface AnswerKind {
   description: string;
-  /** Of the JSON body, or of each line of a stream; undefined: there is no body. */
+  /** Of the JSON body, or of each line of a stream, or of what each event says; undefined: there is no body. */
   schema?: z.ZodType;
   /** The type of a text that it may be in place of JSON: `text/csv`. */
   text?: string;
@@ -119,6 +128,8 @@ export interface Definition<Params extends Shape, Query extends Shape, Body exte
   matches?: boolean;
   /** The answer is NDJSON. */
   streams?: boolean;
+  /** The answer is server-sent events; it honours Last-Event-ID by `lastEventId`. */
+  serverSent?: boolean;
   handle(input: Input<Params, Query, Body>): Promise<Reply> | Reply;
 }
 

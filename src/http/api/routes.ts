@@ -21,6 +21,7 @@ import { ClientGone, guardEnd, paced, sendTexts, type ProgressRule } from "../se
 import { openApiOperation } from "./openapi.ts";
 import type { Operation, Reply } from "./operation.ts";
 import { Problem, type InputFault } from "./problem.ts";
+import { EVENT_STREAM, serverSentTexts } from "./server-sent.ts";
 
 export interface ApiDeps {
   gate: Gate;
@@ -207,12 +208,14 @@ async function answer(request: IncomingMessage, response: ServerResponse, asked:
     body,
     checkMatch: (etag) => checkMatch(ifMatch, etag),
     ifMatch,
+    lastEventId: request.headers["last-event-id"]?.toString(),
     signal: gone.signal,
     by,
     caller,
   });
   if ("events" in reply) return tellEvents(response, reply.events, gone.signal, progress);
   if ("texts" in reply) return answerTexts(request, response, reply, progress);
+  if ("serverSent" in reply) return answerServerSent(request, response, reply, progress);
   write(request, response, reply);
   guardEnd(response, progress);
 }
@@ -301,7 +304,7 @@ function checkMatch(wanted: readonly string[] | "any" | undefined, etag: string 
 function write(
   request: IncomingMessage,
   response: ServerResponse,
-  reply: Exclude<Reply, { events: unknown } | { texts: unknown }>,
+  reply: Exclude<Reply, { events: unknown } | { texts: unknown } | { serverSent: unknown }>,
 ): void {
   const { status, body, etag, location } = reply;
   const headers = {
@@ -340,6 +343,26 @@ async function answerTexts(
   };
   if (request.method !== "HEAD") await sendTexts(response, begin, texts, progress);
   if (!response.headersSent) begin();
+  response.end();
+}
+
+async function answerServerSent(
+  request: IncomingMessage,
+  response: ServerResponse,
+  { status, serverSent }: Extract<Reply, { serverSent: unknown }>,
+  progress: ProgressRule,
+): Promise<void> {
+  const begin = (): void => {
+    response.writeHead(status, {
+      "content-type": EVENT_STREAM,
+      "cache-control": "no-store",
+      "x-content-type-options": "nosniff",
+      // Source: nginx, ngx_http_proxy_module: else it keeps events back until it has a buffer full of them.
+      "x-accel-buffering": "no",
+    });
+  };
+  if (request.method === "HEAD") begin();
+  else await sendTexts(response, begin, serverSentTexts(serverSent), progress);
   response.end();
 }
 

@@ -1,0 +1,327 @@
+/**
+ * A task: one tag at one target, asked for anew on both sides, and copied. What is found then counts, not what a plan found before.
+ *
+ * Invariants
+ * - Of several tasks for one tag of a target, one is at work at a time, and the newest has the last word: an older one gives way.
+ * - What a tag led to is recorded before it moves.
+ * - A failure that waiting may mend is tried again; another is told at once, and its tag stays as it was.
+ */
+import type { Clock, Milliseconds } from "../base/clock.ts";
+import type { Metrics } from "../base/metrics.ts";
+import type { ReplicationRule } from "../config/schema.ts";
+import { exponential, Hopeless, Later, type JobContext } from "../jobs/kind.ts";
+import type { KeyedJobs } from "../jobs/keyed.ts";
+import type { JobQueue } from "../jobs/queue.ts";
+import type { JobRunner, Outcome } from "../jobs/runner.ts";
+import { RegistryError } from "../oci/errors.ts";
+import { parseManifest } from "../oci/manifest.ts";
+import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { RemoteError } from "../remote/remote-error.ts";
+import { SourceContent } from "./content.ts";
+import { CopyError } from "./copy-error.ts";
+import { isChange, type ImageCopied } from "./copy-image.ts";
+import type { CopyPool } from "./copy-pool.ts";
+import type { Feed } from "./feed.ts";
+import type { PlanRegistry } from "./plan-registry.ts";
+import { TagPlans } from "./plan-tag.ts";
+import type { Registries, TargetRegistry } from "./registries.ts";
+import type { ReplicationRows } from "./rows.ts";
+import type { RuleBook } from "./rule-book.ts";
+import { copyName, sourcesOf } from "./rules.ts";
+import { isDigestTag, selectTags, subjectOf, type SelectedTag } from "./tag-filter.ts";
+import {
+  keysOf,
+  laneOf,
+  taskPayload,
+  taskSubject,
+  type FeedEvent,
+  type TaskPayload,
+  type TaskResult,
+  type Trigger,
+} from "./tasks.ts";
+import { opensAtMs } from "./window.ts";
+
+export interface TaskDeps {
+  clock: Clock;
+  metrics: Metrics;
+  queue: JobQueue;
+  keyed: KeyedJobs;
+  rules: RuleBook;
+  rows: ReplicationRows;
+  registries: Registries;
+  copies: CopyPool;
+  feed: Feed;
+  /** Told after each end of a task of a rule. */
+  ended: (rule: string) => void;
+}
+
+/** Tries of a task, over about 20 minutes. Each request has been tried a few times before. */
+const ATTEMPTS = 8;
+const backoffMs = exponential(5_000, 300_000);
+const TELL_EVERY_MS: Milliseconds = 250;
+/** How often a task of a paused rule looks again: its resuming lets it begin at once. */
+const PAUSED_MS: Milliseconds = 3_600_000;
+/** Without a `Retry-After`. */
+const RATE_LIMITED_MS: Milliseconds = 60_000;
+
+/** All that a task works with. */
+interface Work {
+  payload: TaskPayload;
+  rule: ReplicationRule;
+  source: PlanRegistry;
+  target: TargetRegistry;
+  context: JobContext<TaskProgress>;
+}
+
+/** How far a task is, as its row has it. */
+type TaskProgress = Pick<Extract<FeedEvent, { type: "progress" }>, "doneBytes" | "totalBytes" | "sentBytes">;
+
+const NOTHING = { sentBytes: 0, mountedBytes: 0, presentBytes: 0 };
+
+export class Tasks {
+  readonly #deps: TaskDeps;
+  /** By what they are about: the last one that is at work or waits for its turn. */
+  readonly #turns = new Map<string, Promise<unknown>>();
+
+  constructor(deps: TaskDeps) {
+    this.#deps = deps;
+  }
+
+  /** Lets tasks for a target run, so many at a time. */
+  register(runner: JobRunner, registry: string, concurrency: number): void {
+    runner.register<TaskPayload, TaskProgress, TaskResult>({
+      kind: laneOf(registry),
+      parse: (payload) => taskPayload.parse(payload),
+      concurrency,
+      attempts: ATTEMPTS,
+      backoffMs,
+      run: (payload, context) => this.#run(payload, context),
+      ended: (payload, outcome, jobId) => this.#ended(payload, outcome, jobId),
+    });
+  }
+
+  async #run(payload: TaskPayload, context: JobContext<TaskProgress>): Promise<TaskResult> {
+    const { clock, rules, rows } = this.#deps;
+    const { trigger, registry } = payload;
+    const rule = rules.get(payload.rule)?.rule;
+    if (!rule || !isAbout(rule, payload)) return superseded("the rule is about it no more");
+    if (trigger !== "hand") {
+      const { paused } = await rows.state(rule.name);
+      if (paused !== undefined) throw new Later(`the rule is paused: ${paused}`, clock.now() + PAUSED_MS);
+      const opensMs = opensAtMs(rule.on.window, clock.now());
+      if (opensMs > clock.now()) throw new Later(`it waits for ${rule.on.window} UTC`, opensMs);
+    }
+    return await this.#inTurn(taskSubject(payload), async () => {
+      context.signal.throwIfAborted();
+      try {
+        const { registries } = this.#deps;
+        const source = await registries.source(rule.from.registry);
+        const target = await registries.target(registry);
+        return await this.#copy({ payload, rule, source, target, context });
+      } catch (error) {
+        context.signal.throwIfAborted();
+        throw failureOf(error, clock.now());
+      }
+    });
+  }
+
+  async #inTurn<T>(subject: string, work: () => Promise<T>): Promise<T> {
+    const before = this.#turns.get(subject);
+    const turn = (before ?? Promise.resolve()).then(work);
+    const settled = turn.catch(() => undefined);
+    this.#turns.set(subject, settled);
+    try {
+      return await turn;
+    } finally {
+      if (this.#turns.get(subject) === settled) this.#turns.delete(subject);
+    }
+  }
+
+  async #copy(work: Work): Promise<TaskResult> {
+    const { queue, feed } = this.#deps;
+    const { payload, context, rule } = work;
+    const subject = taskSubject(payload);
+    const newer = await queue.newerOf(laneOf(payload.registry), subject, context.jobId);
+    if (newer !== undefined) return superseded(`task ${newer} is about the same tag`);
+    const run = (await queue.get(context.jobId))?.parent;
+    feed.publish({
+      type: "task",
+      task: context.jobId,
+      ...(run && { run }),
+      rule: rule.name,
+      subject,
+      state: "running",
+    });
+    if (payload.tag === undefined || isDigestTag(payload.tag)) return await this.#copyAttached(work, payload.tag);
+    return await this.#copyTag(work, payload.tag, run);
+  }
+
+  async #copyTag(work: Work, tag: Tag, run: number | undefined): Promise<TaskResult> {
+    const { clock, rows, registries, copies } = this.#deps;
+    const { payload, rule, source, target, context } = work;
+    const { signal } = context;
+    const selected = await this.#selected(work, tag);
+    if (!selected) return superseded("the rule leaves it out now");
+    const content = new SourceContent(source, rule, signal, rows);
+    const plans = new TagPlans(rule, source, content, {
+      nowMs: clock.now(),
+      signal,
+      attempt: (_, attempt) => attempt(),
+    });
+    // What started the task may have told it: by now it may lead elsewhere.
+    const told = await plans.toldBySource(payload.source, tag);
+    if (told === undefined) return superseded("the source has it no more");
+    const { digest } = told;
+    const at = {
+      name: payload.source,
+      listed: payload.named && new Set(payload.named),
+      copies: (other: Tag) => selectTags([other], rule.tags).selected.length > 0,
+    };
+    const place = { registry: target, name: payload.target, dropped: [], attended: new Set<never>() };
+    const [image, ...others] = await plans.plan(at, selected, told, place);
+    if (!image) return superseded("the rule leaves it out: its image is too old");
+    if (image.action === "withhold" || image.action === "keep") {
+      const outcome = image.action === "keep" ? "kept" : "withheld";
+      return { outcome, digest, ...NOTHING, notes: [image.because] };
+    }
+    if (image.action === "fail") throw new Hopeless(`${taskSubject(payload)} is not replaced: ${image.because}`);
+    const companions = others.filter(isChange);
+    const became = image.rewritten ?? digest;
+    const done = { rule: rule.name, registry: target.name, repository: payload.target, tag, digest: became };
+    if (isChange(image) || companions.length > 0 || image.referrers.length > 0) {
+      const waitUntilMs = registries.mayPullAtMs(source.name, 1);
+      if (waitUntilMs !== undefined) throw new Later("what is left of its rate limit is for others", waitUntilMs);
+    }
+    if (run !== undefined && isChange(image) && image.action !== "mark" && !payload.staged) {
+      const was = image.action === "replace" ? image.was : undefined;
+      await rows.moving(run, [{ ...done, was, became }]);
+    }
+    const copied = await copies.use(rule, source, target, (images) =>
+      images.copy(
+        { source: payload.source, target: payload.target, image, companions, staged: payload.staged ?? false },
+        signal,
+        this.#teller(work, run),
+      ),
+    );
+    if (copied.outcome !== "kept" && !payload.staged) {
+      await rows.copied({ ...done, source: payload.source, sourceDigest: digest, owned: image.action === "copy" });
+    }
+    return { ...copied, digest: became };
+  }
+
+  /** What refers to something goes where that is. */
+  async #copyAttached({ payload, rule, source, target, context }: Work, tag: Tag | undefined): Promise<TaskResult> {
+    const { signal } = context;
+    // A tag is asked for anew, with the mark of its push: what has started the task may be out of date.
+    const told: Partial<Told> | undefined =
+      tag === undefined ? payload : await this.#plansOf(work).toldBySource(payload.source, tag);
+    if (told?.digest === undefined) return superseded("the source has it no more, or it is not known what was pushed");
+    const { digest, origin } = told;
+    const nothing = (note: string): TaskResult => ({ outcome: "unchanged", digest, ...NOTHING, notes: [note] });
+    let subject = tag === undefined ? undefined : subjectOf(tag);
+    if (tag === undefined) {
+      const found = await source.remote.getManifest(payload.source, digest, { signal });
+      if (!found) return nothing("the source has it no more");
+      subject = parseManifest(found.bytes, found.contentType).subject?.digest;
+    }
+    if (subject === undefined) return nothing("it refers to nothing");
+    const isThere = await target.target.headManifest(payload.target, subject, { signal });
+    if (!isThere) return nothing("what it refers to is not at the target: it goes with that");
+    return await this.#deps.copies.use(rule, source, target, async (images): Promise<TaskResult> => {
+      const { outcome, ...copied }: ImageCopied = await images.attach(
+        { source: payload.source, target: payload.target, digest, origin, tag },
+        signal,
+      );
+      return { outcome, ...copied, digest };
+    });
+  }
+
+  /** Of a tag that somebody has told of, only the list tells whether it is among the newest. */
+  async #selected({ payload, rule, source, context }: Work, tag: Tag): Promise<SelectedTag | undefined> {
+    const { trigger, why } = payload;
+    const always = selectTags([tag], rule.tags).selected[0]?.always ?? false;
+    if (always || rule.tags.newest === 0 || (trigger !== "push" && trigger !== "webhook")) return { tag, why, always };
+    const { signal } = context;
+    const listed = await source.queue.add(() => source.remote.listTags(payload.source, { signal }));
+    return selectTags(listed ?? [], rule.tags).selected.find((one) => one.tag === tag);
+  }
+
+  #teller({ payload, context }: Work, run: number | undefined): (progress: TaskProgress) => void {
+    const subject = taskSubject(payload);
+    let toldAtMs = -Infinity;
+    return ({ doneBytes, totalBytes, sentBytes }) => {
+      const nowMs = performance.now();
+      if (nowMs - toldAtMs < TELL_EVERY_MS && doneBytes < totalBytes) return;
+      toldAtMs = nowMs;
+      const progress = { doneBytes, totalBytes, sentBytes };
+      void context.progress(progress);
+      this.#deps.feed.publish({
+        type: "progress",
+        task: context.jobId,
+        ...(run && { run }),
+        rule: payload.rule,
+        subject,
+        ...progress,
+      });
+    };
+  }
+
+  async #ended(payload: TaskPayload, outcome: Outcome<TaskResult>, jobId: number): Promise<void> {
+    const { feed, metrics, keyed, queue, ended } = this.#deps;
+    const { rule } = payload;
+    const subject = taskSubject(payload);
+    const run = (await queue.get(jobId))?.parent;
+    const told = { type: "task", task: jobId, ...(run && { run }), rule, subject } as const;
+    if (outcome.how === "done") {
+      const { sentBytes, mountedBytes, presentBytes, outcome: how } = outcome.result;
+      metrics.replicationImages.inc({ rule, outcome: how });
+      metrics.replicationBytes.inc({ rule, how: "sent" }, sentBytes);
+      metrics.replicationBytes.inc({ rule, how: "mounted" }, mountedBytes);
+      metrics.replicationBytes.inc({ rule, how: "present" }, presentBytes);
+      await keyed.settle([laneOf(payload.registry)], keysOf(rule), jobId, subject);
+      feed.publish({ ...told, state: "done", outcome: how });
+    } else if (outcome.how === "dead" || outcome.how === "failed") {
+      if (outcome.how === "dead") metrics.replicationImages.inc({ rule, outcome: "failed" });
+      const { message } = outcome.error as Error;
+      feed.publish({ ...told, state: outcome.how === "dead" ? "dead" : "waiting", message });
+    } else {
+      feed.publish({ ...told, state: outcome.how === "later" || outcome.how === "paused" ? "waiting" : outcome.how });
+    }
+    ended(rule);
+  }
+}
+
+/** Whether a rule still copies one repository to another. */
+function isAbout(rule: ReplicationRule, payload: { registry: string; source: RepositoryName; target: RepositoryName }) {
+  const { registry, source, target } = payload;
+  return (
+    sourcesOf(rule).has(source) &&
+    rule.to.some((to) => to.registry === registry && copyName(rule, to, source) === target)
+  );
+}
+
+function superseded(note: string): TaskResult {
+  return { outcome: "superseded", ...NOTHING, notes: [note] };
+}
+
+const PASSING: ReadonlySet<string> = new Set(["unreachable", "timeout", "interrupted", "server", "circuitOpen"]);
+
+/** What a failure is to the queue. Pure. */
+function failureOf(error: unknown, nowMs: Milliseconds): unknown {
+  if (error instanceof RemoteError) {
+    const { fault, retryAfterSeconds, message } = error;
+    const waitMs = retryAfterSeconds === undefined ? undefined : retryAfterSeconds * 1000;
+    if (fault === "rateLimited") return new Later(message, nowMs + (waitMs ?? RATE_LIMITED_MS), { cause: error });
+    if (PASSING.has(fault)) {
+      return waitMs === undefined ? error : new Later(message, nowMs + waitMs, { cause: error });
+    }
+    return new Hopeless(message, { cause: error });
+  }
+  const isForGood = error instanceof CopyError || error instanceof RangeError || error instanceof RegistryError;
+  return isForGood ? new Hopeless(error.message, { cause: error }) : error;
+}
+
+/** Copies that somebody waits for come before others. */
+export function priorityOf(trigger: Trigger): number {
+  return { hand: 20, push: 10, webhook: 10, schedule: 0 }[trigger];
+}

@@ -4,7 +4,7 @@
  */
 import type { Bytes, Clock } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
-import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
+import { algorithmOf, digestOf } from "../oci/digest.ts";
 import { bareMediaType, MEDIA_TYPES } from "../oci/manifest.ts";
 import type { Told } from "../oci/origin.ts";
 import type { Reference, RepositoryName, Tag } from "../oci/reference.ts";
@@ -124,12 +124,7 @@ export class ImageCopies {
 
   /** What refers to something, with all below it; under its tag where it has one. @throws as {@link copy} */
   async attach(
-    {
-      source,
-      target,
-      tag,
-      ...told
-    }: Told & { source: RepositoryName; target: RepositoryName; tag: Tag | undefined },
+    { source, target, tag, ...told }: Told & { source: RepositoryName; target: RepositoryName; tag: Tag | undefined },
     signal: AbortSignal,
   ): Promise<ImageCopied> {
     const reference = tag ?? told.digest;

@@ -6,6 +6,7 @@
  */
 import type { Bytes, Milliseconds } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
+import { Later } from "../jobs/kind.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Told } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
@@ -72,10 +73,12 @@ export interface PlanOptions {
   nowMs: Milliseconds;
   /** Without it, indexes that are rewritten are read by each plan. */
   rewrites?: RewriteMemory | undefined;
+  /** Whether a source whose rate limit leaves nothing to copies ends the planning with a Later; else that is a fault of the plan. */
+  waits?: boolean;
   signal: AbortSignal;
 }
 
-/** @param registries by name: all that the rule names. @throws the signal's reason */
+/** @param registries by name: all that the rule names. @throws Later, with `waits`; the signal's reason */
 export async function planRule(
   rule: ReplicationRule,
   registries: ReadonlyMap<string, PlanRegistry>,
@@ -307,6 +310,7 @@ class Planning {
       const isOurs =
         error instanceof RemoteError ||
         error instanceof CopyError ||
+        (error instanceof Later && this.#options.waits !== true) ||
         error.constructor === Error ||
         error.name === "RegistryError";
       if (!isOurs) throw error;

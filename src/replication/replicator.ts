@@ -266,7 +266,16 @@ function tasksFor(
     if (!selected) return [];
     ({ why } = selected);
   }
-  const about = { rule: rule.name, source: repository, why, ...(tag && { tag }), ...(digest && { digest }) };
+  // Tags that go together wait for a run: what they are to lead to comes at once.
+  const staged = rule.write.together && tag !== undefined && !isDigestTag(tag);
+  const about = {
+    rule: rule.name,
+    source: repository,
+    why,
+    ...(tag && { tag }),
+    ...(digest && { digest }),
+    ...(staged && { staged }),
+  };
   return rule.to.flatMap((to): Omit<TaskPayload, "trigger">[] => {
     const target = copyName(rule, to, repository);
     return target === undefined ? [] : [{ ...about, registry: to.registry, target }];

@@ -136,6 +136,7 @@ export class Runs {
       sizes: false,
       nowMs: clock.now(),
       rewrites: this.#deps.rows,
+      waits: true,
       signal,
     });
     const [first] = plan.faults;
@@ -363,6 +364,11 @@ export class Runs {
     const { queue, runner, feed } = this.#deps;
     const { how } = outcome;
     if (how === "later" || how === "paused") return;
+    if (outcome.how === "failed") {
+      const message = `${(outcome.error as Error).message}; it is tried again at ${new Date(outcome.runAtMs).toISOString()}`;
+      feed.publish({ type: "run", run, rule, state: "planning", tasks: 0, ended: 0, message });
+      return;
+    }
     if (how === "cancelled") await runner.cancelPart(run);
     const counts = await queue.countsOf(run);
     const tasks = counts.reduce((sum, { jobs }) => sum + jobs, 0);
@@ -414,7 +420,8 @@ function tasksOf(rule: ReplicationRule, { trigger }: RunPayload, plan: RulePlan)
       digest: image.digest,
       named: companions.map(({ tag }) => tag),
       why: image.why,
-      ...(rule.write.together ? { staged: true } : {}),
+      // A mark leaves the tag where it is.
+      ...(rule.write.together && image.action !== "mark" ? { staged: true } : {}),
     })),
   );
 }

@@ -13,8 +13,10 @@ import { exponential, Hopeless, Later, type JobContext } from "../jobs/kind.ts";
 import type { KeyedJobs } from "../jobs/keyed.ts";
 import type { JobQueue } from "../jobs/queue.ts";
 import type { JobRunner, Outcome } from "../jobs/runner.ts";
+import type { Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import { parseManifest } from "../oci/manifest.ts";
+import type { Origin } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import { SourceContent } from "./content.ts";
@@ -157,17 +159,12 @@ export class Tasks {
   }
 
   async #copyTag(work: Work, tag: Tag, run: number | undefined): Promise<TaskResult> {
-    const { clock, rows, registries, copies } = this.#deps;
+    const { rows, registries, copies } = this.#deps;
     const { payload, rule, source, target, context } = work;
     const { signal } = context;
     const selected = await this.#selected(work, tag);
     if (!selected) return superseded("the rule leaves it out now");
-    const content = new SourceContent(source, rule, signal, rows);
-    const plans = new TagPlans(rule, source, content, {
-      nowMs: clock.now(),
-      signal,
-      attempt: (_, attempt) => attempt(),
-    });
+    const plans = this.#plansOf(work);
     // What started the task may have told it: by now it may lead elsewhere.
     const told = await plans.toldBySource(payload.source, tag);
     if (told === undefined) return superseded("the source has it no more");
@@ -209,11 +206,18 @@ export class Tasks {
     return { ...copied, digest: became };
   }
 
+  #plansOf({ rule, source, context: { signal } }: Work): TagPlans {
+    const { clock, rows } = this.#deps;
+    const content = new SourceContent(source, rule, signal, rows);
+    return new TagPlans(rule, source, content, { nowMs: clock.now(), signal, attempt: (_, attempt) => attempt() });
+  }
+
   /** What refers to something goes where that is. */
-  async #copyAttached({ payload, rule, source, target, context }: Work, tag: Tag | undefined): Promise<TaskResult> {
+  async #copyAttached(work: Work, tag: Tag | undefined): Promise<TaskResult> {
+    const { payload, rule, source, target, context } = work;
     const { signal } = context;
     // A tag is asked for anew, with the mark of its push: what has started the task may be out of date.
-    const told: Partial<Told> | undefined =
+    const told: { digest?: Digest | undefined; origin?: Origin | undefined } | undefined =
       tag === undefined ? payload : await this.#plansOf(work).toldBySource(payload.source, tag);
     if (told?.digest === undefined) return superseded("the source has it no more, or it is not known what was pushed");
     const { digest, origin } = told;

@@ -28,7 +28,12 @@ async function start(): Promise<TestRegistry> {
 }
 
 function exampleOf(path: string): string {
-  const values: Record<string, string> = { repository: "team%2Fapp", digest: digestOf(Buffer.from("x")), id: "1" };
+  const values: Record<string, string> = {
+    repository: "team%2Fapp",
+    digest: digestOf(Buffer.from("x")),
+    id: "1",
+    run: "1",
+  };
   return path.replaceAll(/\{([^}]+)\}/g, (_, name: string) => values[name] ?? "team");
 }
 

@@ -10,7 +10,7 @@ import { eventually } from "./machine.ts";
 /** A daemon that is pulled from again and again, in every way that moves a metric. */
 export interface Traffic extends AsyncDisposable {
   readonly entrepot: Entrepot;
-  /** Goes through once: hits, misses, joined downloads, absences, evictions, a damaged file, wrong bytes and errors of the upstream. */
+  /** Goes through once: hits, misses, joined downloads, absences, evictions, a damaged file, wrong bytes, errors of the upstream, a copy. */
   round(): Promise<void>;
 }
 
@@ -26,6 +26,17 @@ export async function startTraffic(folder: string): Promise<Traffic> {
     await startEntrepot(folder, {
       upstreams: { "docker.io": { url: upstream.url, prefetch: false, notFoundTtl: "1m" } },
       storage: { cacheMaxSize: CAP_BYTES },
+      hosted: { namespaces: ["copies"] },
+      replication: {
+        registries: { hub: { url: upstream.url } },
+        rules: [
+          {
+            name: "copies",
+            from: { registry: "hub", repositories: ["library/copied"] },
+            to: [{ registry: "self", repository: "copies/{{name}}" }],
+          },
+        ],
+      },
     }),
   );
   upstream.fault({ path: "/manifests/failing" }, { status: 500 });
@@ -45,6 +56,12 @@ export async function startTraffic(folder: string): Promise<Traffic> {
     const image = makeImage({ layers: [LAYER_BYTES, LAYER_BYTES], seed: `traffic ${rounds}` });
     const [layer, wrong] = image.layers.map(({ digest }) => digest) as [Digest, Digest];
     upstream.add("library/app", `v${rounds}`, image);
+    upstream.add("library/copied", "latest", makeImage({ layers: [1000], seed: `copied ${rounds}` }));
+    const ran = await fetch(`${entrepot.url}/api/v1/replication/rules/copies/run`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+    });
+    assert.equal(ran.status, 202, await ran.text());
     assert.equal((await get(`manifests/v${rounds}`)).status, 200);
     // The second comes while the first waits for its bytes.
     const gate = upstream.hold({ path: layer });

@@ -126,7 +126,13 @@ export async function startRegistry(options: RegistryOptions = {}): Promise<Test
       dispatcher: agent,
       ...(body === undefined ? {} : { body }),
     });
-    return { status: answer.statusCode, headers: answer.headers, bytes: Buffer.from(await answer.body.arrayBuffer()) };
+    const { statusCode: status, headers: given } = answer;
+    // Server-sent events have no end: their head is all there is to wait for.
+    if (given["content-type"] === "text/event-stream") {
+      answer.body.on("error", () => undefined).destroy();
+      return { status, headers: given, bytes: Buffer.alloc(0) };
+    }
+    return { status, headers: given, bytes: Buffer.from(await answer.body.arrayBuffer()) };
   };
   const partials = (): Promise<string[]> => readdir(join(root, "staging"));
   return {

@@ -151,6 +151,16 @@ test("what the rule protects stays, and backups are there before the first tag m
   assert.deepEqual([...records.byTag.keys()], ["app", "new"]);
 });
 
+test("a tag that was pushed later at the target stays there, and the others move", async () => {
+  await using world = await startWorld();
+  const records = new Records();
+  const older = staged("app", "new").map((one) => ({ ...one, origin: { atMs: 1, by: "elsewhere" } }));
+  const moved = await moveTogether(older, world.place, writeOf(), records.record, SIGNAL);
+  assert.deepEqual(outcomes(moved), ["kept", "moved"]);
+  assert.match(moved[0]?.because ?? "", /pushed later/);
+  assert.deepEqual(await state(world), [v1.digest, v1.digest, v2.digest]);
+});
+
 test("a failure in between is told with what has moved; called again, the rest moves, and all go back", async () => {
   await using world = await startWorld();
   const records = new Records();

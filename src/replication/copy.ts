@@ -226,9 +226,9 @@ export class Copier {
         ({ digest }) => missing.length === 0 || missing.includes(digest),
       );
       if (lacking.length > 0) {
-        throw new CopyError("sparse", `${cause.message}: it takes no index without all of its platforms; copy all`, {
-          cause,
-        });
+        const remedy = "copy all, or let a rule make a smaller one with platforms.index: rewrite";
+        const message = `${cause.message}: it takes no index without all of its platforms; ${remedy}`;
+        throw new CopyError("sparse", message, { cause });
       }
       const again = chosen.filter(({ digest }) => missing.length === 0 || missing.includes(digest));
       await allOf(again.map((one) => this.#copyContent(job, one, mode, { found: undefined, doubted: true })));

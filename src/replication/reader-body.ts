@@ -1,6 +1,5 @@
 import { Readable } from "node:stream";
 import type { Bytes } from "../base/clock.ts";
-import { YoungGarbage } from "../base/young-garbage.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { BlobAnswer } from "../registry/answers.ts";
 import { RemoteError } from "../remote/remote-error.ts";
@@ -51,7 +50,6 @@ class ReaderBody extends Readable {
   readonly #digest: Digest;
   readonly #reader: BlobReader;
   readonly #endByte: number;
-  readonly #garbage = new YoungGarbage();
   #at: number;
   /** A buffer of which only a little was used. */
   #spare: Buffer | undefined;
@@ -99,7 +97,6 @@ class ReaderBody extends Readable {
     const readBytes = await this.#reader.read(buffer.subarray(0, wantedBytes), this.#at);
     if (readBytes === 0) return null;
     this.#at += readBytes;
-    this.#garbage.passed(readBytes);
     if (readBytes > PIECE_BYTES / 2) return buffer.subarray(0, readBytes);
     // A little of a large buffer would keep all of it in memory.
     this.#spare = buffer;

@@ -119,10 +119,14 @@ export class Tasks {
         const { registries } = this.#deps;
         const source = await registries.source(rule.from.registry);
         const target = await registries.target(registry);
-        return await this.#copy({ payload, rule, source, target, context });
+        const result = await this.#copy({ payload, rule, source, target, context });
+        context.line(lineOf(result));
+        return result;
       } catch (error) {
         context.signal.throwIfAborted();
-        throw failureOf(error, clock.now());
+        const failure = failureOf(error, clock.now());
+        context.line(`${(error as Error).message}${failure instanceof Hopeless ? "" : "; it is tried again"}`);
+        throw failure;
       }
     });
   }
@@ -302,6 +306,13 @@ function isAbout(rule: ReplicationRule, payload: { registry: string; source: Rep
     sourcesOf(rule).has(source) &&
     rule.to.some((to) => to.registry === registry && copyName(rule, to, source) === target)
   );
+}
+
+/** What a task's log says of its end. */
+function lineOf({ outcome, digest, sentBytes, mountedBytes, presentBytes, notes }: TaskResult): string {
+  const what = [outcome, ...(digest === undefined ? [] : [digest])].join(" ");
+  const bytes = `${sentBytes} bytes sent, ${mountedBytes} mounted, ${presentBytes} there already`;
+  return [outcome === "copied" ? `${what}: ${bytes}` : what, ...notes].join("; ");
 }
 
 function superseded(note: string): TaskResult {

@@ -13,7 +13,9 @@ const GO_PACKAGES = {
   zot: "zotregistry.dev/zot/v2/cmd/zot@v2.1.20",
 };
 /** What a build wants beside Go. */
-const BUILD_ENV: Partial<Record<GoTool, Record<string, string>>> = { zot: { GOEXPERIMENT: "jsonv2", CGO_ENABLED: "0" } };
+const BUILD_ENV: Partial<Record<GoTool, Record<string, string>>> = {
+  zot: { GOEXPERIMENT: "jsonv2", CGO_ENABLED: "0" },
+};
 const BUILD_MS = 480_000;
 export type GoTool = keyof typeof GO_PACKAGES;
 

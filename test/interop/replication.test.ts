@@ -1,5 +1,7 @@
 import assert from "node:assert/strict";
-import { readFile, writeFile } from "node:fs/promises";
+import { once } from "node:events";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { createServer, type AddressInfo } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
 import { digestOf, type Digest } from "../../src/oci/digest.ts";
@@ -9,7 +11,7 @@ import { buildGoTool } from "./go-tools.ts";
 import { eventually, makeFolder, run } from "./machine.ts";
 import { missingPeer, PEERS, startPeer, type Peer, type PeerKind } from "./peers.ts";
 import { makePodman } from "./podman.ts";
-import { makeSamples, type Sample } from "./samples.ts";
+import { makeSamples } from "./samples.ts";
 import { copyIn, copyOut, inspect, listTags } from "./skopeo.ts";
 
 const MAIN = join(import.meta.dirname, "../../src/main.ts");
@@ -61,7 +63,10 @@ async function outcomes(entrepot: Entrepot, rule: string): Promise<Record<string
 
 /** The digest of what a name leads to, as skopeo sees it; undefined: nothing. */
 async function digestAt(name: string): Promise<Digest | undefined> {
-  return await inspect(name).then(digestOf, () => undefined);
+  return await inspect(name).then(
+    (bytes) => digestOf(Buffer.from(bytes)),
+    () => undefined,
+  );
 }
 
 test("by the commands, a rule is looked at, run, followed and taken back, from docker-registry to docker-registry", async () => {
@@ -120,14 +125,20 @@ test("what docker, podman and skopeo push is at a docker-registry within a secon
   const { single, multi } = await makeSamples(folder.path);
   await using target = await startPeer("docker-registry", join(folder.path, "target"));
   await using entrepot = await startReplicating(folder.path, { target }, [
-    { name: "out", from: { registry: "self", repositories: ["team/**"] }, to: [{ registry: "target" }], on: { push: true } },
+    {
+      name: "out",
+      from: { registry: "self", repositories: ["team/**"] },
+      to: [{ registry: "target" }],
+      on: { push: true },
+    },
   ]);
   await using docker = await startDocker(folder.path);
   const { podman } = await makePodman(folder.path);
   const arrival = async (name: string): Promise<number> => {
-    const pushed = await inspect(`${entrepot.host}/${name}`);
+    const pushed = await digestAt(`${entrepot.host}/${name}`);
+    assert.ok(pushed);
     const sinceMs = performance.now();
-    await eventually(`${name} is at the target`, async () => (await digestAt(`${target.host}/${name}`)) === digestOf(pushed));
+    await eventually(`${name} is at the target`, async () => (await digestAt(`${target.host}/${name}`)) === pushed);
     return performance.now() - sinceMs;
   };
 
@@ -149,6 +160,83 @@ test("what docker, podman and skopeo push is at a docker-registry within a secon
   const [, middle = Infinity] = [byDocker, byPodman, bySkopeo].toSorted((a, b) => a - b);
   assert.ok(middle < SOON_MS, `after ${[byDocker, byPodman, bySkopeo].map(Math.round).join(", ")} ms`);
   assert.deepEqual(entrepot.refusals(500), []);
+});
+
+test("two daemons that copy every push to each other agree on one image, when both are pushed to at once, too", async () => {
+  await using folder = await makeFolder();
+  const { single, multi } = await makeSamples(folder.path);
+  const ports = { west: await freePort(), east: await freePort() };
+  const start = async (name: "west" | "east", other: "west" | "east"): Promise<Entrepot> => {
+    const own = join(folder.path, name);
+    await mkdir(own);
+    return startEntrepot(own, {
+      upstreams: UNREACHABLE,
+      hosted: { namespaces: ["team"] },
+      server: { listen: `127.0.0.1:${ports[name]}` },
+      replication: {
+        registries: { [other]: { url: `http://127.0.0.1:${ports[other]}` } },
+        rules: [
+          {
+            name: `to-${other}`,
+            from: { registry: "self", repositories: ["team/*"] },
+            to: [{ registry: other }],
+            on: { push: true },
+          },
+        ],
+      },
+    });
+  };
+  await using west = await start("west", "east");
+  await using east = await start("east", "west");
+  const sites = [
+    { site: west, rule: "to-east" },
+    { site: east, rule: "to-west" },
+  ];
+  const stateOf = async ({ url }: Entrepot): Promise<string | undefined> => {
+    const { headers } = await fetch(`${url}/v2/team/app/manifests/v1`, { method: "HEAD" });
+    const digest = headers.get("docker-content-digest");
+    return digest === null ? undefined : `${digest} ${headers.get("entrepot-origin")}`;
+  };
+  const isIdle = async ({ site }: { site: Entrepot }): Promise<boolean> => {
+    const { items } = JSON.parse(await replicate(site, "status", "--json")) as { items: Record<string, number>[] };
+    return items.every(({ queued, running, waiting, dead }) => !queued && !running && !waiting && !dead);
+  };
+  const settle = async (): Promise<void> => {
+    await eventually("both have the same", async () => {
+      const state = await stateOf(west);
+      return (
+        state !== undefined && state === (await stateOf(east)) && (await Promise.all(sites.map(isIdle))).every(Boolean)
+      );
+    });
+    for (const { site, rule } of sites)
+      assert.match(await replicate(site, "run", rule), /done; 0 copied, 1 unchanged; /);
+  };
+  for (const [here, there] of [
+    [single, multi],
+    [multi, single],
+    [single, multi],
+  ] as const) {
+    await Promise.all([
+      copyIn(here.source, `${west.host}/team/app:v1`),
+      copyIn(there.source, `${east.host}/team/app:v1`),
+    ]);
+    await settle();
+  }
+  // Afterwards, what comes last.
+  for (const [{ source, digest }, { host }, at] of [
+    [single, west, east],
+    [multi, east, west],
+  ] as const) {
+    await copyIn(source, `${host}/team/app:v1`);
+    await eventually("it is there", async () => (await digestAt(`${at.host}/team/app:v1`)) === digest);
+    await settle();
+    assert.equal(await copyOut(`${at.host}/team/app:v1`, join(folder.path, `out-${at.host}`)), digest);
+  }
+  for (const { site } of sites) {
+    assert.deepEqual(site.refusals(500), []);
+    const copies = await site.metric("entrepot_replication_images_total", { outcome: "copied" });
+    assert.ok(copies <= 4, `of four pushes here, ${copies} images were copied`);
+  }
 });
 
 for (const kind of PEERS) {
@@ -269,4 +357,14 @@ for (const kind of PEERS) {
     assert.match(await replicate(entrepot, "plan", "rewrite"), /tags: 1 unchanged/);
     assert.deepEqual(entrepot.refusals(500), []);
   });
+}
+
+/** A port that nobody listens on: each of two daemons has to know the other's. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = server.address() as AddressInfo;
+  server.close();
+  await once(server, "close");
+  return port;
 }

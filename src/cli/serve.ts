@@ -1,8 +1,7 @@
 import { writeSync } from "node:fs";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { open, type App } from "../app.ts";
 import { VERSION } from "../base/version.ts";
+import { collectAll } from "../base/garbage.ts";
 import { createLog, type Logger } from "../base/log.ts";
 import { loadConfig, type LoadedConfig } from "../config/load.ts";
 import { greeting } from "./greeting.ts";
@@ -61,20 +60,8 @@ async function run(
   until: (app: App) => Promise<void>,
 ): Promise<void> {
   await using app = await open(config, { log, origins });
-  collectGarbage();
+  collectAll();
   await until(app);
-}
-
-/**
- * Gives back what only the start needed, most of it schemas and modules' sources: left alone, it stays until the heap has grown by as much
- * again, 60 MiB in the middle of the first transfers. It takes 30 ms, once.
- */
-function collectGarbage(): void {
-  setFlagsFromString("--expose-gc");
-  const collect = runInNewContext("gc") as (options: object) => void;
-  // The flavor that also hands the freed pages back to the system.
-  collect({ type: "major", execution: "sync", flavor: "last-resort" });
-  setFlagsFromString("--no-expose-gc");
 }
 
 async function flushed(log: Logger): Promise<void> {

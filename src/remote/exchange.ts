@@ -1,6 +1,7 @@
 import { Readable } from "node:stream";
 import { errors, type Dispatcher } from "undici";
 import type { Milliseconds } from "../base/clock.ts";
+import { arrived } from "../base/garbage.ts";
 import type { Pace } from "./pace.ts";
 import { RemoteError } from "./remote-error.ts";
 
@@ -211,6 +212,7 @@ export class Body extends Readable {
   /** @returns whether to go on reading from the connection */
   arrived(piece: Buffer): boolean {
     if (this.destroyed) return false;
+    arrived(piece.byteLength);
     this.#options.received(piece.byteLength);
     this.#progressBytes += piece.byteLength;
     if (this.#missingBytes !== undefined) {

@@ -15,6 +15,7 @@ import { RemoteError } from "../remote/remote-error.ts";
 import type { Remote } from "../remote/remote.ts";
 import type { Target, UploadSession } from "../remote/target.ts";
 import { CopyError } from "./copy-error.ts";
+import { givePiece } from "./pieces.ts";
 
 /** Sessions of uploads by `TARGET REPOSITORY DIGEST`, to be gone on with. A map forgets them with the process. */
 export interface UploadMemory {
@@ -240,6 +241,9 @@ class Proof {
   }
 }
 
+/** The `highWaterMark` of sockets: what is as large is waited for by its sender. */
+const WRITTEN_BYTES: Bytes = 64 * 1024;
+
 /** One stream of pieces, handed out in lengths. */
 class Take {
   readonly #pieces: AsyncGenerator<Buffer>;
@@ -262,6 +266,8 @@ class Take {
       missing -= now.byteLength;
       this.#taken(now.byteLength);
       yield now;
+      // Who asks for more has written a large piece to the end; of small ones a socket takes some ahead.
+      if (this.#left === undefined && now.byteLength >= WRITTEN_BYTES) givePiece(piece);
     }
   }
 

@@ -1,11 +1,11 @@
 import { Readable } from "node:stream";
-import type { Bytes } from "../base/clock.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { BlobAnswer } from "../registry/answers.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { RemoteBody } from "../remote/remote.ts";
 import type { BlobReader } from "../store/blobs.ts";
 import { DigestMismatch } from "../transfer/source.ts";
+import { givePiece, PIECE_BYTES, takePiece } from "./pieces.ts";
 
 /** Which bytes of a blob are wanted; `lastByte` is inclusive. */
 export interface Part {
@@ -13,8 +13,6 @@ export interface Part {
   lastByte?: number | undefined;
   signal?: AbortSignal | undefined;
 }
-
-const PIECE_BYTES: Bytes = 256 * 1024;
 
 /**
  * A blob that this registry has, or is getting, as the body of another one's answer. Whatever becomes of the body, the blob is closed.
@@ -51,8 +49,6 @@ class ReaderBody extends Readable {
   readonly #reader: BlobReader;
   readonly #endByte: number;
   #at: number;
-  /** A buffer of which only a little was used. */
-  #spare: Buffer | undefined;
 
   constructor(
     from: string,
@@ -92,15 +88,14 @@ class ReaderBody extends Readable {
   async #next(): Promise<Buffer | null> {
     const wantedBytes = Math.min(PIECE_BYTES, this.#endByte - this.#at);
     if (wantedBytes <= 0) return null;
-    const buffer = this.#spare ?? Buffer.allocUnsafeSlow(PIECE_BYTES);
-    this.#spare = undefined;
+    const buffer = takePiece();
     const readBytes = await this.#reader.read(buffer.subarray(0, wantedBytes), this.#at);
-    if (readBytes === 0) return null;
     this.#at += readBytes;
     if (readBytes > PIECE_BYTES / 2) return buffer.subarray(0, readBytes);
     // A little of a large buffer would keep all of it in memory.
-    this.#spare = buffer;
-    return Buffer.from(buffer.subarray(0, readBytes));
+    const piece = readBytes === 0 ? null : Buffer.from(buffer.subarray(0, readBytes));
+    givePiece(buffer);
+    return piece;
   }
 
   #faultOf(error: unknown): Error {

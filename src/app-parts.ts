@@ -1,6 +1,6 @@
 /**
  * What a daemon is made of, part by part: each function constructs the classes of one concern and what binds them. `app.ts` puts the parts
- * together. Nobody else constructs.
+ * together, with the HTTP side (`app-http.ts`); `app-stored.ts` does it for a daemon that does not run. Nobody else constructs.
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
@@ -195,7 +195,7 @@ export async function openReplication(parts: ReplicationParts): Promise<Replicat
       },
       local: {
         names,
-        hosted,
+        hosted: hosted.pulls,
         mirror,
         repositories: (last, limit) =>
           visibleRepositories(db, last, limit, {
@@ -211,7 +211,7 @@ export async function openReplication(parts: ReplicationParts): Promise<Replicat
   );
   const uploads = stack.use(await UploadSessions.open({ db, clock, onFault }));
   const section = (): Config["replication"] => config().replication;
-  const rules = await RuleBook.open({ db, clock, log, config: section });
+  const rules = await RuleBook.open({ db, clock, log, journal: parts.journal, config: section });
   return stack.use(await Replicator.open({ ...parts, config: section, rules, registries, uploads }));
 }
 

@@ -6,47 +6,14 @@ import type { Logger } from "./base/log.ts";
 import { Metrics } from "./base/metrics.ts";
 import { VERSION } from "./base/version.ts";
 import type { LoadedConfig } from "./config/load.ts";
-import { printConfigJson } from "./config/print.ts";
 import { planReload, type Reload } from "./config/reload.ts";
 import type { Config } from "./config/schema.ts";
-import type { Caller } from "./access/principal.ts";
 import { createRules } from "./access/create-rules.ts";
-import { sightOf } from "./access/sight.ts";
 import { Journal } from "./events/journal.ts";
 import { Webhooks } from "./events/webhooks.ts";
-import { eventOperations } from "./http/api/events.ts";
-import { cacheOperations } from "./http/api/cache.ts";
-import { daemonOperations } from "./http/api/daemon.ts";
-import { manifestOperations } from "./http/api/manifests.ts";
-import { repositoryOperations } from "./http/api/repositories.ts";
-import { apiRoutes } from "./http/api/routes.ts";
-import { jobOperations } from "./http/api/jobs.ts";
-import { retentionOperations } from "./http/api/retention.ts";
-import { importOperations } from "./http/api/import.ts";
-import { upkeepOperations } from "./http/api/upkeep.ts";
-import { namespaceOperations } from "./http/api/namespaces.ts";
-import { webhookOperations } from "./http/api/webhooks.ts";
-import { robotOperations } from "./http/api/robots.ts";
-import { replicationOperations } from "./http/api/replication.ts";
-import { sessionOperations } from "./http/api/session.ts";
-import { teamOperations } from "./http/api/teams.ts";
-import { grantOperations } from "./http/api/grants.ts";
-import { tokenOperations } from "./http/api/tokens.ts";
-import { userOperations } from "./http/api/users.ts";
-import { Callers } from "./http/callers.ts";
-import { challengeTo } from "./http/challenge.ts";
 import type { Check } from "./http/check.ts";
-import { notificationRoutes } from "./http/notifications.ts";
-import { opsRoutes } from "./http/ops.ts";
-import { ownHostReader } from "./http/own-host.ts";
-import { searchRoutes } from "./http/search.ts";
-import { HttpServer } from "./http/server.ts";
-import { setupRoutes } from "./http/setup.ts";
 import { ServedCertificate } from "./http/tls.ts";
-import { tokenRoutes } from "./http/token.ts";
-import { V2 } from "./http/v2.ts";
 import { registerForgetting } from "./jobs/forget.ts";
-import type { ImportJob } from "./moving/import-job.ts";
 import type { Digest } from "./oci/digest.ts";
 import { HostedRepositories } from "./registry/hosted.ts";
 import { Gate } from "./registry/gate.ts";
@@ -54,27 +21,20 @@ import { Mirror } from "./registry/mirror.ts";
 import { Names } from "./registry/names.ts";
 import { Quotas } from "./registry/quota.ts";
 import { Registry } from "./registry/registry.ts";
-import { Removal } from "./registry/removal.ts";
 import { StoredBlobs } from "./registry/stored-blobs.ts";
 import { Upstream } from "./registry/upstream.ts";
 import { Warming } from "./registry/warm.ts";
 import { createRemote, type Remote } from "./remote/remote.ts";
-import { History } from "./replication/history.ts";
-import { Browse } from "./store/browse.ts";
-import { CachedHolders } from "./store/cached-holders.ts";
-import { Catalog, type Ledger } from "./store/catalog.ts";
-import { Emptying } from "./store/emptying.ts";
+import { Catalog } from "./store/catalog.ts";
 import { HostedCatalog } from "./store/hosted-catalog.ts";
 import { MemoryCache } from "./store/memory.ts";
 import { Namespaces } from "./store/namespaces.ts";
 import { Uploads } from "./store/uploads.ts";
 import { Usage } from "./store/usage.ts";
-import { visibleRepositories } from "./store/visible.ts";
 import { Downloads } from "./transfer/download.ts";
 import { Evictor } from "./upkeep/evict.ts";
-import { Purge } from "./upkeep/purge.ts";
 import { recover } from "./upkeep/recover.ts";
-import type { Upkeep } from "./upkeep/upkeep.ts";
+import { makeServer } from "./app-http.ts";
 import {
   openAccess,
   openReplication,
@@ -110,7 +70,7 @@ export interface AppOptions {
 const DAY_MS = 86_400_000;
 
 /**
- * Constructs the daemon and starts it: the only place that constructs. Dials nothing: an upstream that is away does not keep it from starting.
+ * Constructs the daemon and starts it. Dials nothing: an upstream that is away does not keep it from starting.
  * @throws Error naming cause and remedy: storage not writable or in use, address taken
  */
 export async function open(config: Config, options: AppOptions): Promise<App> {
@@ -198,8 +158,6 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     await spaces.hosted(namespace);
   };
   const gate = new Gate({ names, spaces, create: () => createRules(running) });
-  const visible = (caller: Caller, last: string, limit: number): ReturnType<typeof visibleRepositories> =>
-    visibleRepositories(db, last, limit, sightOf(caller, spaces));
   const stored = new StoredBlobs({ catalog, blobs, memory, clock, ledger: evictor, onFault });
   const mirror = stack.use(
     new Mirror({
@@ -299,12 +257,6 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     ...(await check({ db, blobs, upstreams, minFree: running.storage.minFree, stopping })),
     ...(certificate ? [certificate.check()] : []),
   ];
-  const ops = opsRoutes({
-    metrics,
-    metricsFor: () => running.access.metrics,
-    checks,
-    home: { publicUrl: config.server.publicUrl, upstreams: Object.keys(config.upstreams), version: VERSION },
-  });
   const imports = makeImports({
     ...jobs,
     config: () => running,
@@ -322,114 +274,38 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     namespaces,
     log,
   });
-  const browse = new Browse(db);
-  const emptying = new Emptying(db, catalog);
-  const removal = new Removal({ config: () => running.hosted, hosted: hostedCatalog, emptying, journal });
-  const purge = new Purge({ browse, holders: new CachedHolders(db, catalog), emptying, evictor });
-  const isOwnHost = ownHostReader(config.server);
-  const api = apiRoutes({
-    gate,
-    names,
-    journal,
-    isOwnHost,
-    progress: config.server.progress,
-    operations: [
-      ...daemonOperations({
-        status: async () => ({
-          version: VERSION,
-          startedAtMs,
-          nowMs: clock.now(),
-          storage: {
-            root,
-            freeBytes: await blobs.freeBytes(),
-            minFreeBytes: running.storage.minFree,
-            cacheBytes: evictor.used.values().reduce((sum, bytes) => sum + bytes, 0),
-            cacheMaxBytes: running.storage.cacheMaxSize,
-          },
-          uploads: uploads.inProgress,
-          flights: downloads.progress.length,
-          checks: await checks(),
-        }),
-        flights: () => downloads.progress,
-        config: () => printConfigJson({ config: running, origins, warnings: [] }),
-      }),
-      ...repositoryOperations({ spaces, browse, catalog, hosted, removal, purge }),
-      ...manifestOperations({ browse, catalog, hostedCatalog, blobs }),
-      ...cacheOperations({
-        upstreams,
-        browse,
-        purge,
-        used: () => evictor.used,
-        maxBytes: () => running.storage.cacheMaxSize,
-        nowMs: () => clock.now(),
-      }),
-      ...upkeepOperations({ warming, upkeep }),
-      ...importOperations({ imports }),
-      ...retentionOperations({ upkeep, config: () => running.retention }),
-      ...jobOperations(jobs),
-      ...eventOperations({ journal }),
-      ...webhookOperations({ webhooks }),
-      ...userOperations({ ...access, names, access: () => running.access, isForeign: access.isForeign, clock }),
-      ...sessionOperations({ ...access, access: () => running.access }),
-      ...teamOperations({ ...access, create: () => running.access.create }),
-      ...grantOperations({ ...access, upstreams: () => running.upstreams }),
-      ...robotOperations({ ...access, clock }),
-      ...tokenOperations({ ...access, clock }),
-      ...replicationOperations({ replicator, history: new History(db) }),
-      ...namespaceOperations({ ...access, names, namespaces, quotas, create: () => createRules(running) }),
-    ],
-  });
-  const notifications = notificationRoutes({
-    config: () => running,
-    db,
-    pushedWithin: (tx, pushed, trigger) => replicator.pushedWithin(tx, pushed, trigger),
-    wake: (kind) => jobs.runner.wake(kind),
-    journal,
+  const { server, callers } = makeServer({
+    config,
+    running: () => running,
+    origins: () => origins,
+    root,
+    startedAtMs,
     clock,
-    progress: config.server.progress,
-  });
-  const search = searchRoutes({ registry, visible });
-  const tokenService = tokenRoutes({
-    ...access,
-    gate,
-    metrics,
-    progress: config.server.progress,
-    audiences: () => running.access.tokens.audiences,
-  });
-  const setupPage = setupRoutes(access);
-  const service = { publicUrl: config.server.publicUrl, service: access.tokens.service };
-  const callers = new Callers({
-    authenticator: access.authenticator,
-    accounts,
-    listen: config.server.listen,
-    access: () => running.access,
-    isOwnHost,
-  });
-  const server = new HttpServer({
-    callers,
-    challenge: (request, error) => challengeTo(request, error, names, service),
-    config: config.server,
-    certificate,
-    get logRequests() {
-      return running.log.requests;
-    },
     log,
     metrics,
-    v2: new V2({
-      registry,
-      gate,
-      visible,
-      quotas,
-      metrics,
-      isOwnHost,
-      progress: config.server.progress,
-      publicUrl: config.server.publicUrl,
-      hosted: () => running.hosted,
-    }),
-    routes: (ctx, next) =>
-      ops(ctx, () =>
-        tokenService(ctx, () => setupPage(ctx, () => search(ctx, () => notifications(ctx, () => api(ctx, next))))),
-      ),
+    certificate,
+    checks,
+    db,
+    blobs,
+    catalog,
+    hostedCatalog,
+    namespaces,
+    uploads,
+    upstreams,
+    downloads,
+    names,
+    gate,
+    registry,
+    quotas,
+    warming,
+    evictor,
+    journal,
+    webhooks,
+    access,
+    jobs,
+    upkeep,
+    imports,
+    replicator,
   });
 
   const tidying = new AbortController();
@@ -496,71 +372,4 @@ export async function open(config: Config, options: AppOptions): Promise<App> {
     return { changed, needRestart };
   };
   return { address, metrics, reload, [Symbol.asyncDispose]: () => owned.disposeAsync() };
-}
-
-/** The storage of a daemon that does not run, for what looks after it. It is this process's alone until it is disposed of. */
-export interface StoredContent extends AsyncDisposable {
-  readonly upkeep: Upkeep;
-  readonly import: ImportJob;
-}
-
-/** @throws Error naming cause and remedy: storage not writable or in use */
-export async function openStoredContent(
-  config: Config,
-  { log, clock = systemClock }: AppOptions,
-): Promise<StoredContent> {
-  await using stack = new AsyncDisposableStack();
-  const onFault = (operation: string, error: unknown): void =>
-    log.warn({ operation, err: error }, "upkeep failed in part");
-  const { db, blobs } = await openStorage(resolve(config.storage.root), stack);
-  const catalog = new Catalog(db);
-  const metrics = new Metrics();
-  const jobs = makeJobs({ db, clock, log, metrics });
-  const journal = stack.use(new Journal({ db, clock, config: () => config.events, log, metrics, onFault }));
-  // The next daemon counts for itself.
-  const ledger: Ledger = { added: () => undefined, removed: () => undefined };
-  const upkeep = makeUpkeep({
-    ...jobs,
-    config: () => config,
-    db,
-    catalog,
-    blobs,
-    memory: new MemoryCache(0),
-    usage: stack.use(new Usage(catalog, clock, onFault)),
-    clock,
-    journal,
-    ledger,
-    inFlight: () => new Set(),
-    repair: undefined,
-    log,
-    metrics,
-  });
-  const names = new Names(config);
-  const hosted = new HostedCatalog(db, catalog);
-  for (const namespace of await hosted.namespaces()) names.host(namespace);
-  const namespaces = new Namespaces(db);
-  const imports = makeImports({
-    ...jobs,
-    config: () => config,
-    db,
-    catalog,
-    hosted,
-    names,
-    host: async (namespace) => names.host(namespace),
-    blobs,
-    room: {
-      reserve: async (bytes) =>
-        (await blobs.freeBytes()) - bytes < config.storage.minFree ? undefined : { release: () => undefined },
-    },
-    journal,
-    clock,
-    ledger,
-    quotas: new Quotas({ rules: () => config.hosted.quotas, namespaces, clock, log }),
-    namespaces,
-    log,
-  });
-  // Neither started: what was asked for runs, and nothing else.
-  stack.defer(() => jobs.runner.stop());
-  const owned = stack.move();
-  return { upkeep, import: imports, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }

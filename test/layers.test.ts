@@ -22,6 +22,8 @@ const ORDER = [
   "http",
   "ui",
   "app-parts.ts",
+  "app-http.ts",
+  "app-stored.ts",
   "app.ts",
   "cli",
   "main.ts",

@@ -10,8 +10,10 @@
  *
  * Beside that everybody pulls what is public, and whoever has logged in what is protected. A team that a namespace or an upstream is granted to
  * has the granted role there at most. Names of the htpasswd file have their one role on every namespace, and pull from every upstream.
+ * What copies between registries have brought into the cache (`oci/hidden-place.ts`) is for administrators alone.
  * A robot, or a token, has of all this what its limits leave. `delete` of an upstream's content means to take it out of the cache.
  */
+import { isHidden } from "../oci/hidden-place.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 import { globMatcher } from "./globs.ts";
 import type { Caller, Limit, Principal, Role, Space, Verb } from "./principal.ts";
@@ -81,6 +83,7 @@ export function ownsNamespace(principal: Principal, { owner }: Extract<Space, { 
 }
 
 function unlimited(principal: Principal, space: Space): ReadonlySet<Verb> {
+  if (space.kind === "upstream" && isHidden(space.name) && !isAdmin(principal)) return NOTHING;
   const all = space.kind === "namespace" ? ALL : OF_CACHE;
   switch (principal.kind) {
     case "everybody":

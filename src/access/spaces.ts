@@ -10,6 +10,7 @@ import type { Config } from "../config/schema.ts";
 import type { Database, Reader, Writer } from "../db/database.ts";
 import type { Requester, SystemActor } from "../events/event.ts";
 import type { Accounts } from "./accounts.ts";
+import { isHidden } from "../oci/hidden-place.ts";
 import { namespaceOf, type RepositoryName } from "../oci/reference.ts";
 import { NamespaceTaken, refuseRival, type Claims } from "../store/hosted-catalog.ts";
 import type { Principal, Role, Space, SpaceOwner, Visibility } from "./principal.ts";
@@ -137,7 +138,9 @@ export class Spaces {
    */
   of(repository: RepositoryName, upstream: string | undefined): Space {
     if (upstream !== undefined) return this.upstream(upstream);
-    return this.namespace(namespaceOf(repository));
+    const namespace = namespaceOf(repository);
+    // By its name alone it could be a namespace.
+    return isHidden(namespace) ? this.upstream(namespace) : this.namespace(namespace);
   }
 
   // ---- lists ----

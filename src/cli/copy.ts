@@ -9,7 +9,8 @@ import { Copier } from "../replication/copy.ts";
 import type { CopyOptions, CopyProgress, CopyRequest, CopyResult } from "../replication/copy-job.ts";
 import { isFallbackTag } from "../replication/copy-manifests.ts";
 import { readPlace, type CopyPlace } from "./copy-place.ts";
-import { barText, bytesText, countText, cut, timeText } from "./format.ts";
+import { bytesText, countText, timeText } from "./format.ts";
+import { imageBars } from "./image-bars.ts";
 import { interruptible } from "./interrupt.ts";
 import { DONE, FAILED, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { jsonTeller } from "./progress.ts";
@@ -199,7 +200,12 @@ function teller(io: CommandIo, json: boolean, dryRun: boolean): (event: CopyEven
   return (event) => {
     if (event.type === "progress") {
       terminal.show(
-        (width) => event.images.map((image) => barLine(image, width)),
+        (width, height) =>
+          imageBars(
+            event.images.map(({ image, ...progress }) => ({ name: image, ...progress })),
+            width,
+            height,
+          ),
         () => event.images.map(({ image, ...progress }) => `${image}: ${amountText(progress)}`).join("; "),
       );
     } else if (event.type === "failed") {
@@ -213,13 +219,6 @@ function teller(io: CommandIo, json: boolean, dryRun: boolean): (event: CopyEven
 
 function amountText({ doneBytes, totalBytes }: CopyProgress): string {
   return `${bytesText(doneBytes)} of ${bytesText(totalBytes)}`;
-}
-
-function barLine({ image, ...progress }: { image: string } & CopyProgress, width: number): string {
-  const share = progress.totalBytes === 0 ? 0 : progress.doneBytes / progress.totalBytes;
-  const facts = ` ${amountText(progress)}`;
-  const bar = barText(share, Math.max(5, Math.min(30, Math.floor(width / 4))));
-  return cut(`${bar}${facts}  ${image}`, width);
 }
 
 function outcomeText(result: CopyResult, dryRun: boolean): string {

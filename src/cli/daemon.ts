@@ -80,6 +80,13 @@ export async function localPlace({ server, storage }: Config, env: NodeJS.Proces
   return { ...place, login: await localLogin(root, env) };
 }
 
+/** @throws NoDaemon where nobody answers */
+export async function assertAnswers(place: Place): Promise<void> {
+  await using daemon = new Daemon(place);
+  const { body } = await daemon.ask("GET", "/v2/");
+  await body.toArray();
+}
+
 function noDaemon(address: string, reason: string, options?: ErrorOptions): NoDaemon {
   return new NoDaemon(
     `no daemon answers at ${address} (${reason}): start it with "entrepot serve", or name another with --server`,

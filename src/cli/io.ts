@@ -3,7 +3,7 @@ import { ConfigError } from "../config/faults.ts";
 
 /** What a command reads and writes; a test hands in its own. */
 export interface CommandIo {
-  stdout: NodeJS.WritableStream & { isTTY?: boolean; columns?: number };
+  stdout: NodeJS.WritableStream & { isTTY?: boolean; columns?: number; rows?: number };
   stderr: NodeJS.WritableStream;
   env: NodeJS.ProcessEnv;
 }

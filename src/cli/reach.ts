@@ -7,7 +7,7 @@ import { loadConfig } from "../config/load.ts";
 import type { Config } from "../config/schema.ts";
 import { RegistryClient } from "../moving/registry-client.ts";
 import { localLogin } from "./credentials.ts";
-import { Daemon, localPlace, NoDaemon, originOf, remotePlace, type Place } from "./daemon.ts";
+import { assertAnswers, Daemon, localPlace, NoDaemon, originOf, remotePlace, type Place } from "./daemon.ts";
 import { UsageError, type CommandIo } from "./io.ts";
 
 interface Where {
@@ -56,7 +56,7 @@ export async function reachDaemon(where: Where, io: CommandIo): Promise<{ daemon
 async function find({ server, config: file }: Where, io: CommandIo, stack: AsyncDisposableStack): Promise<Found> {
   if (server !== undefined) {
     const place = remotePlace(server, io.env);
-    await check(place);
+    await assertAnswers(place);
     return { place, root: undefined };
   }
   const { config } = await loadConfig({ file, env: io.env });
@@ -64,7 +64,7 @@ async function find({ server, config: file }: Where, io: CommandIo, stack: Async
   let reason: string;
   try {
     const place = await localPlace(config, io.env);
-    await check(place);
+    await assertAnswers(place);
     return { place, root };
   } catch (error) {
     if (!(error instanceof NoDaemon || error instanceof UsageError)) throw error;
@@ -81,13 +81,6 @@ async function find({ server, config: file }: Where, io: CommandIo, stack: Async
   });
   stack.use(app);
   return { place: { address: listen, login: await localLogin(root, io.env) }, root };
-}
-
-/** @throws NoDaemon */
-async function check(place: Place): Promise<void> {
-  await using daemon = new Daemon(place);
-  const { body } = await daemon.ask("GET", "/v2/");
-  await body.toArray();
 }
 
 /** The same storage and upstreams. Nobody else reaches it. */

@@ -32,6 +32,7 @@ export async function runHere(
   named: RuleHere,
   planned: (plan: RulePlan) => void,
   tell: (outcome: RunOutcome) => void,
+  progress: Parameters<typeof runPlan>[5],
 ): Promise<RulePlan> {
   await using asked = await ask(named, "write");
   const { rule, registries } = asked;
@@ -39,7 +40,7 @@ export async function runHere(
   const { signal } = interrupt;
   const found = await planRule(rule, registries, { sizes: false, nowMs: Date.now(), signal });
   planned(found);
-  await runPlan(found, rule, registries, tell, signal);
+  await runPlan(found, rule, registries, tell, signal, progress);
   return found;
 }
 

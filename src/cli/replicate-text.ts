@@ -39,6 +39,13 @@ export function statusText({ items, faulty }: RuleStates): string {
   ]);
   const notes = [
     ...items.flatMap(({ name, paused }) => (paused === undefined ? [] : [`! ${name} is paused: ${paused}`])),
+    ...items.flatMap(({ name, dead }) =>
+      dead === 0
+        ? []
+        : [
+            `! ${name}: ${countText(dead, "copy", "copies")} failed: entrepot jobs --state dead tells why, entrepot replicate run ${name} tries again`,
+          ],
+    ),
     ...faulty.flatMap(({ name, faults }) =>
       faults.map(({ path, cause, remedy }) => `! ${name} does not run: ${path} ${cause}; ${remedy}`),
     ),
@@ -124,6 +131,11 @@ function noteOf(planned: PlannedTag, verbose: boolean): string {
   return notes.join("; ");
 }
 
+function requestsText(requests: Record<string, number>): string {
+  const all = Object.entries(requests).map(([name, made]) => `${made} to ${name}`);
+  return all.join(", ") || "none";
+}
+
 function sumsText({ repositories, sizes, requests, pulls }: RulePlan): string {
   const tags = repositories.flatMap((one) => one.tags);
   const count = (action: PlannedTag["action"]): number => tags.filter((one) => one.action === action).length;
@@ -149,9 +161,8 @@ function sumsText({ repositories, sizes, requests, pulls }: RulePlan): string {
       ({ registry, manifests, blobs, bytes, present, mounts }) =>
         `${registry}: ${countText(manifests, "manifest")} and ${countText(blobs, "blob")} to send, ${bytesText(bytes)}; ${countText(mounts, "blob")} to mount, ${present} there`,
     ),
-    `requests: ${Object.entries(requests)
-      .map(([name, made]) => `${made} to ${name}`)
-      .join(", ")}`,
+    `requests: ${requestsText(requests)}`,
+    ...(sizes ? [`requests to come: ${requestsText(sizes.requests)}`] : []),
     ...(pulls
       ? [
           `pulls: ${pulls.remaining} of ${pulls.limit} left, ${pulls.keep} kept for others${sizes ? `; copying takes at least ${sizes.pulls}` : ""}`,

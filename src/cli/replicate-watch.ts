@@ -2,7 +2,8 @@
 import type { RunOutcome } from "../replication/run.ts";
 import type { FeedEvent, RunResult, TaskResult } from "../replication/tasks.ts";
 import type { Daemon } from "./daemon.ts";
-import { barText, bytesText, cut } from "./format.ts";
+import { bytesText, countText, cut } from "./format.ts";
+import { imageBars } from "./image-bars.ts";
 import { interruptible } from "./interrupt.ts";
 import { DONE, FAILED, type CommandIo } from "./io.ts";
 import { outcomeText } from "./replicate-text.ts";
@@ -10,7 +11,6 @@ import { Terminal } from "./terminal.ts";
 
 const API = "/api/v1/replication";
 const AGAIN_AFTER_MS = 1000;
-const MOST_BARS = 12;
 
 type Told = FeedEvent | { type: "missed" };
 type Progress = Extract<FeedEvent, { type: "progress" }>;
@@ -25,6 +25,8 @@ export interface Run {
   startedAt?: string;
   endedAt?: string;
   error?: string;
+  /** The run whose moves it takes back. */
+  undo?: number;
   result?: RunResult;
 }
 
@@ -62,10 +64,11 @@ export async function startAndWatch(
   const started = await daemon.change<{ run: number; joined: boolean }>(path);
   const id = started.run;
   const print = (line: string): void => void (json || io.stdout.write(`${line}\n`));
-  if (started.joined) print(`run ${id} is under way already`);
+  if (started.joined && events) print(`run ${id} is under way already`);
   if (!events) {
     if (json) io.stdout.write(`${JSON.stringify(started)}\n`);
-    print(`run ${id} is queued: entrepot replicate log ${id} tells of it`);
+    const how = started.joined ? "under way already" : "queued";
+    print(`run ${id} is ${how}: entrepot replicate log ${id} tells of it`);
     return DONE;
   }
   const view = json ? undefined : new RunView(new Terminal(io.stdout));
@@ -88,7 +91,7 @@ export async function startAndWatch(
       return FAILED;
     }
     const run = await daemon.read<Run>(`${API}/runs/${id}`);
-    if (!lost || run.endedAt !== undefined) return json ? await tellJson(daemon, run, io) : tell(run, io);
+    if (!lost || run.endedAt !== undefined) return view ? tell(run, view.failed, io) : await tellJson(daemon, run, io);
     await new Promise((resolve) => setTimeout(resolve, AGAIN_AFTER_MS));
     events = await daemon.watch<Told>(`${API}/stream`, signal);
   }
@@ -98,24 +101,36 @@ function isEnd(state: Extract<FeedEvent, { type: "run" }>["state"]): boolean {
   return state === "done" || state === "failed" || state === "cancelled" || state === "stopped";
 }
 
-/** What a run came to, in lines. */
-export function runLines({ id, rule, trigger, state, error, result }: Run): string[] {
-  const head = `run ${id} of ${rule} (${trigger}): ${state}`;
+/** What a run came to, in lines. @param told faults that are not told once more, by where they were */
+export function runLines(
+  { id, rule, trigger, state, error, undo, result }: Run,
+  told: ReadonlySet<string> = new Set(),
+): string[] {
+  const what = undo === undefined ? `of ${rule} (${trigger})` : `takes back run ${undo} of ${rule}`;
+  const head = `run ${id} ${what}: ${state}`;
   if (!result) return [error === undefined || state === "done" ? head : `${head}: ${error}`];
   const { copied, unchanged, kept, withheld, failed, deleted, sentBytes, mountedBytes, presentBytes, faults } = result;
-  const counts = Object.entries({ copied, unchanged, kept, withheld, failed, deleted })
+  const counted =
+    undo === undefined ? { copied, unchanged, kept, withheld, failed, deleted } : { copied, kept, failed };
+  const words: Record<string, string> = undo === undefined ? {} : { copied: "taken back", kept: "left" };
+  const counts = Object.entries(counted)
     .filter(([name, count]) => count > 0 || name === "copied")
-    .map(([name, count]) => `${count} ${name}`);
-  const bytes = `${bytesText(sentBytes)} sent, ${bytesText(mountedBytes)} mounted, ${bytesText(presentBytes)} there already`;
-  return [`${head}; ${counts.join(", ")}; ${bytes}`, ...faults.map(({ where, message }) => `! ${where}: ${message}`)];
+    .map(([name, count]) => `${count} ${words[name] ?? name}`);
+  const bytes = `; ${bytesText(sentBytes)} sent, ${bytesText(mountedBytes)} mounted, ${bytesText(presentBytes)} there already`;
+  const untold = faults.filter(({ where }) => !told.has(where));
+  return [
+    `${head}; ${counts.join(", ")}${undo === undefined ? bytes : ""}`,
+    ...untold.map(({ where, message }) => `! ${where}: ${message}`),
+  ];
 }
 
 function isWhole({ state, result }: Run): boolean {
   return state === "done" && result?.failed === 0 && result.faults.length === 0;
 }
 
-function tell(run: Run, io: CommandIo): number {
-  for (const line of runLines(run)) io.stdout.write(`${line}\n`);
+/** @param told what has been told to have failed, by where it did */
+function tell(run: Run, told: ReadonlySet<string>, io: CommandIo): number {
+  for (const line of runLines(run, told)) io.stdout.write(`${line}\n`);
   if (run.endedAt === undefined) io.stdout.write("the daemon stops: the run goes on when it is back\n");
   return isWhole(run) ? DONE : FAILED;
 }
@@ -143,19 +158,24 @@ function outcomeOf({ subject, state, error, result }: Task): object {
 class RunView {
   readonly #terminal: Terminal;
   readonly #copies = new Map<number, Progress>();
-  #title = "";
+  readonly #ended = new Set<number>();
+  readonly #failed = new Set<string>();
+  #run: Extract<FeedEvent, { type: "run" }> | undefined;
 
   constructor(terminal: Terminal) {
     this.#terminal = terminal;
   }
 
+  /** Subjects of the copies that were told to have failed. */
+  get failed(): ReadonlySet<string> {
+    return this.#failed;
+  }
+
   apply(event: FeedEvent): void {
     switch (event.type) {
-      case "run": {
-        const { rule, state, tasks, ended, message } = event;
-        this.#title = `${rule}: ${state}${tasks > 0 ? `, ${ended} of ${tasks}` : ""}${message ? `: ${message}` : ""}`;
+      case "run":
+        this.#run = event;
         break;
-      }
       case "progress":
         this.#copies.set(event.task, event);
         break;
@@ -163,11 +183,15 @@ class RunView {
         this.#task(event);
     }
     this.#terminal.show(
-      (width) => [
-        cut(this.#title, width),
-        ...[...this.#copies.values()].slice(0, MOST_BARS).map((one) => barOf(one, width)),
+      (width, height) => [
+        cut(this.#title(), width),
+        ...imageBars(
+          [...this.#copies.values()].map(({ subject, ...share }) => ({ name: subject, ...share })),
+          width,
+          height - 1,
+        ),
       ],
-      () => this.#title,
+      () => this.#title(),
     );
   }
 
@@ -175,29 +199,40 @@ class RunView {
     this.#terminal.clear();
   }
 
-  #task({ task, subject, state, outcome, message }: Extract<FeedEvent, { type: "task" }>): void {
-    if (state === "running") return;
-    const sentBytes = this.#copies.get(task)?.sentBytes ?? 0;
-    this.#copies.delete(task);
-    const [registry = "", name = ""] = subject.split(" ");
-    const notes = message === undefined ? [] : [message];
-    if (state === "waiting") this.#terminal.print(`… ${subject}: ${message ?? "waits, and is tried again"}`);
-    else if (state === "stopped") return;
-    else if (state === "done" && outcome !== "superseded" && outcome !== "withheld") {
-      const ended: RunOutcome = { registry, name, outcome: outcome ?? "copied", sentBytes, mountedBytes: 0, notes };
-      this.#terminal.print(outcomeText(ended, this.#terminal));
-    } else if (state === "done") this.#terminal.print(`- ${subject}: ${[outcome, ...notes].join(": ")}`);
-    else {
-      const failed = notes.length > 0 ? notes : [`the copy is ${state}`];
-      const ended: RunOutcome = { registry, name, outcome: "failed", sentBytes, mountedBytes: 0, notes: failed };
-      this.#terminal.print(outcomeText(ended, this.#terminal));
-    }
+  #title(): string {
+    if (!this.#run) return "";
+    const { rule, state, tasks, ended, message } = this.#run;
+    // The daemon tells of the run less often than of its copies.
+    const through = Math.min(tasks, Math.max(ended, this.#ended.size));
+    return `${rule}: ${state}${tasks > 0 ? `, ${through} of ${countText(tasks, state === "undoing" ? "tag" : "image")}` : ""}${message ? `: ${message}` : ""}`;
   }
-}
 
-function barOf({ subject, doneBytes, totalBytes }: Progress, width: number): string {
-  const share = totalBytes === 0 ? 0 : Math.min(1, doneBytes / totalBytes);
-  const facts = `${`${Math.floor(share * 100)}%`.padStart(4)}  ${bytesText(doneBytes)} of ${bytesText(totalBytes)}`;
-  const bar = barText(share, 20);
-  return cut(`${bar} ${facts}  ${subject}`, width);
+  #task({
+    task,
+    subject,
+    state,
+    outcome = "copied",
+    sentBytes = 0,
+    mountedBytes = 0,
+    message,
+  }: Extract<FeedEvent, { type: "task" }>): void {
+    if (state === "running") return;
+    this.#copies.delete(task);
+    if (state === "waiting") return this.#terminal.print(`… ${subject}: ${message ?? "waits, and is tried again"}`);
+    if (state === "stopped") return;
+    this.#ended.add(task);
+    const notes = message === undefined ? [] : [message];
+    const [registry = "", name = ""] = subject.split(" ");
+    if (state === "done") {
+      if (outcome === "superseded" || outcome === "withheld") {
+        return this.#terminal.print(`- ${subject}: ${[outcome, ...notes].join(": ")}`);
+      }
+      const done: RunOutcome = { registry, name, outcome, sentBytes, mountedBytes, notes };
+      return this.#terminal.print(outcomeText(done, this.#terminal));
+    }
+    this.#failed.add(subject);
+    const why = message ?? `the copy is ${state}`;
+    const failed: RunOutcome = { registry, name, outcome: "failed", sentBytes, mountedBytes, notes: [why] };
+    this.#terminal.print(outcomeText(failed, this.#terminal));
+  }
 }

@@ -2,7 +2,9 @@ import { loadConfig } from "../config/load.ts";
 import type { Config, ReplicationRule } from "../config/schema.ts";
 import type { RulePlan } from "../replication/plan.ts";
 import type { RunOutcome } from "../replication/run.ts";
-import { Daemon, localPlace, NoDaemon, remotePlace } from "./daemon.ts";
+import { assertAnswers, Daemon, localPlace, NoDaemon, remotePlace, type Place } from "./daemon.ts";
+import { countText } from "./format.ts";
+import { imageBars, type ImageShare } from "./image-bars.ts";
 import { DONE, FAILED, json, parseOptions, runCommand, UsageError, type CommandIo } from "./io.ts";
 import { planHere, runHere } from "./replicate-here.ts";
 import { outcomeText, planText, ruleRow, statusText, type RuleStates } from "./replicate-text.ts";
@@ -23,7 +25,7 @@ Copies selected repositories between registries, by the rules under replication.
   pause RULE             let it start nothing by itself, and its copies wait
   resume RULE            let it go on
 
-  --sizes                of a plan: read what would be copied, too, and tell its bytes (on Docker Hub, these reads are pulls)
+  --sizes                of a plan: read what would be copied, too, and tell its bytes and the requests to come (on Docker Hub, these reads are pulls)
   --verbose              of a plan: also the tags that stay as they are or are left out, each with its reason
   --detach               of run and undo: come back as soon as it is queued
   --why TEXT             of pause: what status tells (default: by hand)
@@ -71,12 +73,15 @@ export function runReplicate(args: string[], io: CommandIo): Promise<number> {
       return await byDaemon(daemon, command, subject, values, io);
     }
     const { config } = await loadConfig({ file, env: io.env });
-    const place = await localPlace(config, io.env).catch((error: unknown) => {
-      // Without a port in the configuration, its lock tells whether a daemon runs.
-      if (error instanceof NoDaemon || error instanceof UsageError) return error;
-      throw error;
-    });
-    if (place instanceof Error) return await byItself(config, place, command, subject, values, io);
+    let place: Place;
+    try {
+      place = await localPlace(config, io.env);
+      // Where there never was a daemon, no lock tells that none runs.
+      await assertAnswers(place);
+    } catch (error) {
+      if (!(error instanceof NoDaemon || error instanceof UsageError)) throw error;
+      return await byItself(config, error, command, subject, values, io);
+    }
     await using daemon = new Daemon(place);
     return await byDaemon(daemon, command, subject, values, io);
   });
@@ -91,9 +96,10 @@ function read(args: string[]) {
   if (!known) throw new UsageError(`replicate has no command ${command}`);
   const { takes, options = [] } = known;
   if (takes === undefined && subject !== "") throw new UsageError(`${command} takes no argument`);
-  if (takes !== undefined && subject === "") throw new UsageError(`${command} takes ${takes}: list names the rules`);
+  const hint = takes === "RULE" ? "list names the rules" : "status has that of each rule's last run";
+  if (takes !== undefined && subject === "") throw new UsageError(`${command} takes ${takes}: ${hint}`);
   if (takes !== undefined && takes !== "RULE" && !/^[1-9][0-9]{0,14}$/.test(subject))
-    throw new UsageError(`"${subject}" is no ID: status has that of each rule's last run`);
+    throw new UsageError(`"${subject}" is no ID: ${hint}`);
   for (const name of ["sizes", "verbose", "detach", "why"] as const) {
     const given = values[name] !== undefined && values[name] !== false;
     if (given && !options.includes(name)) throw new UsageError(`${command} takes no --${name}`);
@@ -171,12 +177,23 @@ async function byItself(
   if (values.detach) throw new UsageError(`--detach leaves the run to the daemon: ${reason.message}`);
   const terminal = new Terminal(io.stdout);
   let failed = 0;
+  const running = new Map<string, ImageShare>();
   const tell = (outcome: RunOutcome): void => {
     if (outcome.outcome === "failed") failed++;
+    running.delete(`${outcome.registry} ${outcome.name}`);
     if (values.json) io.stdout.write(`${JSON.stringify(outcome)}\n`);
     else terminal.conclude(outcomeText(outcome, terminal));
   };
-  const found = await runHere(named, values.json ? () => undefined : showPlan, tell);
+  const show: Parameters<typeof runHere>[3] = ({ registry, name: image, doneBytes, totalBytes }) => {
+    if (values.json) return;
+    const subject = `${registry} ${image}`;
+    running.set(subject, { name: subject, doneBytes, totalBytes });
+    terminal.show(
+      (width, height) => imageBars([...running.values()], width, height),
+      () => `${countText(running.size, "image")} under way`,
+    );
+  };
+  const found = await runHere(named, values.json ? () => undefined : showPlan, tell, show);
   if (values.json)
     for (const fault of found.faults) io.stdout.write(`${JSON.stringify({ outcome: "failed", ...fault })}\n`);
   return failed === 0 && isWhole(found) ? DONE : FAILED;
@@ -204,8 +221,9 @@ async function log(daemon: Daemon, id: string, values: Values, io: CommandIo): P
     `/api/v1/jobs/${id}`,
   );
   if (job.kind !== "replicate") {
-    if (!values.json)
-      print(`${job.subject ?? job.kind}: ${job.state}${job.error === undefined ? "" : `: ${job.error}`}`);
+    // Of a copy that has failed, the last line is the error.
+    const error = job.error === undefined || job.kind.startsWith("copy:") ? "" : `: ${job.error}`;
+    if (!values.json) print(`${job.subject ?? job.kind}: ${job.state}${error}`);
   } else if (!values.json) for (const line of runLines(await daemon.read<Run>(`${API}/runs/${id}`))) print(line);
   for await (const line of daemon.list<{ at: string; text: string }>(`/api/v1/jobs/${id}/lines`))
     print(values.json ? JSON.stringify(line) : `${new Date(line.at).toLocaleString("sv-SE")}  ${line.text}`);

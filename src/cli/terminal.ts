@@ -27,6 +27,11 @@ export class Terminal {
     return Math.max(20, (this.#out.columns ?? 80) - 1);
   }
 
+  /** Lines that a block may have: what has left the screen can't be drawn again. */
+  get height(): number {
+    return Math.max(1, (this.#out.rows ?? 24) - 1);
+  }
+
   /** The text in a color, if this is a terminal that has it and NO_COLOR is not set. */
   paint(color: Color, text: string): string {
     return this.live ? styleText(color, text, { stream: this.#out }) : text;
@@ -45,13 +50,13 @@ export class Terminal {
     this.print(line);
   }
 
-  /** Shows how far things are. @param lines the block, none wider than `width` @param plain the same in one line, for where no block can be drawn */
-  show(lines: (width: number) => string[], plain: () => string): void {
+  /** Shows how far things are. @param lines the block, none wider than `width`, no more than `height` @param plain the same in one line, for where no block can be drawn */
+  show(lines: (width: number, height: number) => string[], plain: () => string): void {
     const nowMs = performance.now();
     if (nowMs - this.#shownAtMs < (this.live ? DRAW_EVERY_MS : PLAIN_EVERY_MS)) return;
     this.#shownAtMs = nowMs;
     if (this.live) {
-      const block = lines(this.width);
+      const block = lines(this.width, this.height);
       this.#out.write(this.#erase());
       this.#draw(block);
       return;

@@ -1,5 +1,5 @@
 import { PassThrough } from "node:stream";
-import type { StoredContent } from "../app.ts";
+import type { StoredContent } from "../app-stored.ts";
 import { createLog } from "../base/log.ts";
 import { loadConfig } from "../config/load.ts";
 import type { Tell } from "../jobs/attended.ts";
@@ -66,7 +66,7 @@ export async function runJob<Event extends { type: string }>(
   let status = FAILED;
   try {
     // With all its parts it takes a while to load: most often a daemon runs.
-    const { openStoredContent } = await import("../app.ts");
+    const { openStoredContent } = await import("../app-stored.ts");
     await using stored = await openStoredContent(config, { log }).catch((cause: unknown) => {
       throw new Error(`${(cause as Error).message}\n(${reason})`, { cause });
     });

@@ -157,6 +157,12 @@ function explain(issue: z.core.$ZodIssue, settings: Settings): Fault[] {
           "write the first component of its repositories' names: a-z, 0-9 and single . _ - between them, such as ghcr.io",
         ),
       ];
+    case "too_small":
+      return [
+        issue.origin === "array"
+          ? fault("is an empty list", "write one entry at least")
+          : fault("is not valid", issue.message),
+      ];
     case "custom":
       return [fault(issue.message, issue.params?.["remedy"] as string)];
     default:

@@ -1,5 +1,5 @@
 /** What can be said of rules of replication before anybody is asked: pure, on a section whose shape is right. */
-import { intersects } from "semver";
+import { intersects, minVersion } from "semver";
 import { readRepositories, renderName, sampleOf, type RepositorySet } from "../oci/repository-glob.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 
@@ -18,6 +18,7 @@ interface Rule {
   readonly tags: {
     readonly match: readonly string[];
     readonly semver?: string | undefined;
+    readonly exclude: readonly string[];
     readonly always: readonly string[];
   };
 }
@@ -71,6 +72,8 @@ export function replicationFaults(given: Rules): Found[] {
     };
     check(rule.from.registry, [...path, "from"]);
     for (const [target, { registry }] of rule.to.entries()) check(registry, [...path, "to", target]);
+    const none = selectsNothing(rule.tags);
+    if (none) refuse([...path, "tags", none.key], ...none.words);
   }
   const ways = waysOf(given, refuse);
   for (const [index, way] of ways.entries()) {
@@ -80,6 +83,26 @@ export function replicationFaults(given: Rules): Found[] {
     }
   }
   return faults;
+}
+
+/** What keeps this registry, as a target, from being reached by its own daemon. */
+export function selfFaults(
+  { listen, tls, publicUrl }: { listen: string; tls?: object | undefined; publicUrl?: string | undefined },
+  rules: readonly Rule[],
+): Found[] {
+  const [cause, remedy] = listen.startsWith("unix:")
+    ? ["is written to over HTTP, and server.listen is a Unix socket", "have server.listen be host:port"]
+    : tls !== undefined && publicUrl === undefined
+      ? ["is written to by the name in its certificate, which is not told", "set server.publicUrl"]
+      : [];
+  if (cause === undefined || remedy === undefined) return [];
+  return rules.flatMap(({ to }, index) =>
+    to.flatMap(({ registry }, target) =>
+      registry === SELF
+        ? [{ path: ["rules", index, "to", target, "registry"], message: `is this registry, which ${cause}`, remedy }]
+        : [],
+    ),
+  );
 }
 
 /** What is allowed, and may not be meant: a sentence each. */
@@ -131,6 +154,22 @@ function waysOf(
 }
 
 type Words = [message: string, remedy: string];
+
+/** The stage of the tags that leaves none of any repository's. */
+function selectsNothing({ match, semver, exclude, always }: Rule["tags"]): { key: string; words: Words } | undefined {
+  // A union with one empty part has no least version for the library.
+  if (semver?.split("||").every((part) => minVersion(part) === null)) {
+    return { key: "semver", words: ["is a range that no version is in", 'write one such as ">=18 <23"'] };
+  }
+  if (always.length > 0) return undefined;
+  if (match.length === 0) {
+    return { key: "match", words: ["is an empty list, so that no tag is selected", "leave it out for all tags"] };
+  }
+  if (exclude.some((glob) => glob === "*" || glob === "**")) {
+    return { key: "exclude", words: ["takes away every tag", "name what stays under tags.always"] };
+  }
+  return undefined;
+}
 
 function faultWithin(way: Way): Words | undefined {
   const { copies, sources } = way;

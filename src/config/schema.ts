@@ -8,9 +8,11 @@ import { BlockList, isIP, isIPv6 } from "node:net";
 import { validRange } from "semver";
 import { z } from "zod";
 import type { LogFormat, LogLevel } from "../base/log.ts";
+import { isHidden } from "../oci/hidden-place.ts";
 import { isComponent } from "../oci/reference.ts";
 import { access, serverTls, visibility } from "./access-schema.ts";
 import { endpoint } from "./endpoint-schema.ts";
+import { selfFaults } from "./replication-checks.ts";
 import { replication } from "./replication-schema.ts";
 import {
   reading,
@@ -382,7 +384,12 @@ export const configSchema = z
   })
   // Also after other faults, so that all are told at once: nothing about the shape may be taken for granted.
   .superRefine(checkNames, { when: () => true })
-  .superRefine(checkReach, { when: () => true });
+  .superRefine(checkReach, { when: () => true })
+  .superRefine(({ server, replication: { rules } }, context) => {
+    for (const { message, remedy, path } of selfFaults(server, rules)) {
+      context.addIssue({ code: "custom", message, path: ["replication", ...path], params: { remedy } });
+    }
+  });
 
 /** Every name leads to one place: upstreams, their aliases and hosted namespaces do not overlap, and one upstream at most is the default; no two webhooks share one. */
 function checkNames(config: unknown, context: z.RefinementCtx): void {
@@ -400,6 +407,7 @@ function checkNames(config: unknown, context: z.RefinementCtx): void {
 
   const owners = new Map(entries.map(([name]) => [name, name]));
   for (const [name, upstream] of entries) {
+    if (isHidden(name)) refuse(["upstreams", name], "is where copies of rules lie in the cache", "choose another name");
     for (const [index, alias] of texts(upstream["aliases"])) {
       const owner = owners.get(alias);
       if (owner === undefined) owners.set(alias, name);

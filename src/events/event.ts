@@ -5,7 +5,7 @@ import type { RepositoryName, Tag } from "../oci/reference.ts";
 export const IMAGE_ACTIONS = ["push", "pull", "delete", "mount"] as const;
 export type ImageAction = (typeof IMAGE_ACTIONS)[number];
 
-/** login: a password, token or certificate was checked in full. access: who may do what was changed. */
+/** login: a password, token or certificate was checked in full. access: who may do what, or a rule of replication, was changed. */
 export const ACTIONS = [...IMAGE_ACTIONS, "login", "access"] as const;
 export type Action = (typeof ACTIONS)[number];
 
@@ -36,7 +36,7 @@ export interface NewEvent {
   outcome: Outcome;
   /** Undefined: it is about no repository. */
   repository?: RepositoryName;
-  /** Whom or what a login or a change of rights is about: `user:alice`, `team:backend`, `namespace:team`, `robot:ci`, `token:alice/laptop`. */
+  /** Whom or what a login or a change of rights is about: `user:alice`, `team:backend`, `namespace:team`, `robot:ci`, `token:alice/laptop`, `rule:base`. */
   subject?: string;
   /** A push or delete of several tags is several events. Undefined: it was asked for by digest. */
   tag?: Tag;

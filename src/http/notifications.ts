@@ -30,7 +30,8 @@ export interface NotificationsDeps {
   progress: ProgressRule;
 }
 
-const PATH = /^\/api\/v1\/replication\/registries\/([^/]+)\/notifications$/;
+/** What is no registry's name is not repeated in the record of events. */
+const PATH = /^\/api\/v1\/replication\/registries\/([a-z0-9._-]{1,255})\/notifications$/;
 const MAX_BODY_BYTES = 1024 * 1024;
 /** Pushes of a transaction: some milliseconds of the event loop. */
 const MOST_TOGETHER = 50;
@@ -52,7 +53,7 @@ export function notificationRoutes(deps: NotificationsDeps): Koa.Middleware {
     const right = isSame(secretOf(request), wanted);
     verdict.attempt.end(right ? "right" : "wrong", clock.now());
     if (right) return;
-    const detail = `a wrong secret in a notification of the registry ${registry.slice(0, 100)}`;
+    const detail = `a wrong secret in a notification of the registry ${registry}`;
     journal.note({ action: "login", outcome: "denied", by, detail });
     // The same for a registry that there is not: names are not told to strangers.
     throw new Problem(

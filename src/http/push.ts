@@ -7,9 +7,10 @@ import { ORIGIN_HEADER, parseOrigin, type Origin } from "../oci/origin.ts";
 import { isTag, parseRepositoryName, type RepositoryName, type Tag } from "../oci/reference.ts";
 import type { Route } from "../oci/route.ts";
 import type { Gate } from "../registry/gate.ts";
-import type { HostedRepositories, TagCondition } from "../registry/hosted.ts";
+import type { HostedRepositories } from "../registry/hosted.ts";
 import type { Hosted, Located } from "../registry/names.ts";
 import type { Quotas } from "../registry/quota.ts";
+import type { TagCondition } from "../registry/tag-guard.ts";
 import type { Placement, Upload } from "../store/uploads.ts";
 import { bodyOf, readBody } from "./body.ts";
 import { API_VERSION, warningValue, type Exchange } from "./exchange.ts";
@@ -42,7 +43,7 @@ export class Push {
 
   /**
    * Answers a request that writes, or that asks about an upload.
-   * @throws RegistryError UNAUTHORIZED, DENIED where the caller may not; as `HostedRepositories`
+   * @throws RegistryError UNAUTHORIZED, DENIED where the caller may not; as the parts of `HostedRepositories`
    */
   async handle(exchange: Exchange, route: Written, found: Hosted, by: Requester): Promise<void> {
     const { method, caller } = exchange;
@@ -55,17 +56,17 @@ export class Push {
       if (method === "PUT") return this.#finish(exchange, route, located);
       if (method === "GET" || method === "HEAD") return this.#status(exchange, route, located);
       if (method === "DELETE") {
-        await this.#deps.hosted.cancelUpload(located, route.id);
+        await this.#deps.hosted.uploads.cancel(located, route.id);
         return this.#answer(exchange, 204, {});
       }
     }
     if (route.kind === "manifest" && method === "PUT") return this.#manifest(exchange, route, located, by);
     if (route.kind === "manifest" && method === "DELETE") {
-      await this.#deps.hosted.deleteManifest(located, route.reference, conditionOf(exchange.request), by);
+      await this.#deps.hosted.deletion.manifest(located, route.reference, conditionOf(exchange.request), by);
       return this.#answer(exchange, 202, { "content-length": 0 });
     }
     if (route.kind === "blob" && method === "DELETE") {
-      await this.#deps.hosted.deleteBlob(located, route.digest, by);
+      await this.#deps.hosted.deletion.blob(located, route.digest, by);
       return this.#answer(exchange, 202, { "content-length": 0 });
     }
     throw new RegistryError("UNSUPPORTED", `${method} is not supported here`);
@@ -82,7 +83,7 @@ export class Push {
       const digest = parseDigest(mount);
       const from = query.get("from");
       const source = from === null || from === "" ? undefined : this.#sourceOf(from);
-      if (source !== null && (await hosted.mount(located, digest, source, mayRead, by))) {
+      if (source !== null && (await hosted.uploads.mount(located, digest, source, mayRead, by))) {
         exchange.note({ result: "mounted" });
         await this.#warn(exchange, located);
         return this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
@@ -92,11 +93,11 @@ export class Push {
     if (whole !== null && mount === null) {
       const digest = parseDigest(whole);
       const body = this.#body(exchange);
-      await hosted.receive(located, digest, body, lengthOf(request));
+      await hosted.uploads.receive(located, digest, body, lengthOf(request));
       await this.#warn(exchange, located);
       return this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
     }
-    const upload = await hosted.startUpload(located, algorithmOf(query.get("digest-algorithm")));
+    const upload = await hosted.uploads.start(located, algorithmOf(query.get("digest-algorithm")));
     await this.#warn(exchange, located);
     const least = chunkMinLength();
     this.#answer(exchange, 202, {
@@ -118,10 +119,10 @@ export class Push {
 
   async #append(exchange: Exchange, { name, id }: Extract<Route, { kind: "upload" }>, located: Hosted): Promise<void> {
     const { request } = exchange;
-    await this.#deps.hosted.findUpload(located, id);
+    await this.#deps.hosted.uploads.find(located, id);
     const body = this.#body(exchange);
     const upload = await this.#keepingPlace(exchange, name, id, located, () =>
-      this.#deps.hosted.append(located, id, body, placementOf(request)),
+      this.#deps.hosted.uploads.append(located, id, body, placementOf(request)),
     );
     await this.#warn(exchange, located);
     this.#answer(exchange, 202, { ...this.#session(name, upload), "content-length": 0 });
@@ -130,7 +131,7 @@ export class Push {
   async #finish(exchange: Exchange, { name, id }: Extract<Route, { kind: "upload" }>, located: Hosted): Promise<void> {
     const { hosted } = this.#deps;
     const { request, query } = exchange;
-    await hosted.findUpload(located, id);
+    await hosted.uploads.find(located, id);
     const wanted = query.get("digest");
     if (wanted === null) {
       throw new RegistryError("DIGEST_INVALID", "the digest of the blob is missing: end an upload with ?digest=…");
@@ -138,14 +139,14 @@ export class Push {
     const digest = parseDigest(wanted);
     const body = hasBody(request) ? this.#body(exchange) : undefined;
     await this.#keepingPlace(exchange, name, id, located, () =>
-      hosted.finishUpload(located, id, digest, body, placementOf(request)),
+      hosted.uploads.finish(located, id, digest, body, placementOf(request)),
     );
     await this.#warn(exchange, located);
     this.#created(exchange, `/v2/${name}/blobs/${digest}`, digest);
   }
 
   async #status(exchange: Exchange, { name, id }: Extract<Route, { kind: "upload" }>, located: Hosted): Promise<void> {
-    const upload = await this.#deps.hosted.findUpload(located, id);
+    const upload = await this.#deps.hosted.uploads.find(located, id);
     this.#answer(exchange, 204, this.#session(name, upload));
   }
 
@@ -165,7 +166,7 @@ export class Push {
       return await work();
     } catch (error) {
       if (error instanceof RegistryError && error.status === 416) {
-        const upload = await this.#deps.hosted.findUpload(located, id);
+        const upload = await this.#deps.hosted.uploads.find(located, id);
         for (const [header, value] of Object.entries(this.#session(name, upload))) {
           exchange.response.setHeader(header, value);
         }
@@ -212,7 +213,7 @@ export class Push {
     // The body may have taken long: meanwhile, who sends it may have lost its rights.
     const caller = await exchange.authenticate();
     gate.check(caller, located, "create");
-    const { digest, subject } = await hosted.pushManifest(
+    const { digest, subject } = await hosted.manifests.push(
       located,
       reference,
       {

@@ -81,7 +81,11 @@ export class HttpServer {
     koa.use(() => {
       throw new RegistryError("UNKNOWN", "there is nothing here", { status: 404 });
     });
-    koa.on("error", (error: unknown) => deps.log.error({ err: error }, "request failed outside of its handler"));
+    koa.on("error", (error: unknown) => {
+      // Whoever leaves while he is answered, as those who watch a stream do, is no fault.
+      if (error instanceof Error && "syscall" in error && error.syscall === "write") return;
+      deps.log.error({ err: error }, "request failed outside of its handler");
+    });
     const { headersTimeout } = deps.config;
     const answer = koa.callback();
     const handle = (request: IncomingMessage, response: ServerResponse): void => void answer(request, response);

@@ -137,17 +137,6 @@ export class JobQueue {
     return rows.map(partOf);
   }
 
-  /** The newest job of a kind about a subject that is younger than `id` and unfinished or done: whoever works at `id` may give way to it. */
-  async newerOf(kind: string, subject: string, id: number): Promise<number | undefined> {
-    const row = await this.#db.get<{ id: number }>(
-      `SELECT id FROM jobs WHERE kind = :kind AND subject = :subject AND id > :id
-         AND state IN ('queued', 'running', 'paused', 'done')
-       ORDER BY id DESC LIMIT 1`,
-      { kind, subject, id },
-    );
-    return row?.id;
-  }
-
   /** Cancels what is queued or paused. @returns false: it is neither */
   withdraw(id: number): Promise<boolean> {
     return this.#db.transaction("durable", (tx) => this.#withdrawWithin(tx, id));

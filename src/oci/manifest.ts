@@ -141,6 +141,14 @@ export function ownBlobs({ config, layers }: Manifest): Descriptor[] {
   return [...(config ? [config] : []), ...layers].filter(({ foreign }) => !foreign);
 }
 
+/** What a repository has to hold before the manifest, each once. */
+export function requiredBy(manifest: Manifest): { blobs: Digest[]; manifests: Digest[] } {
+  const unique = (descriptors: readonly Descriptor[]): Digest[] => [
+    ...new Set(descriptors.map(({ digest }) => digest)),
+  ];
+  return { blobs: unique(ownBlobs(manifest)), manifests: unique(manifest.manifests) };
+}
+
 function invalid(reason: string, cause?: unknown): RegistryError {
   return new RegistryError("MANIFEST_INVALID", `the manifest is not valid: ${reason}`, { cause });
 }

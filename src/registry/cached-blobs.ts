@@ -86,6 +86,11 @@ export class CachedBlobs {
     await settle(downloads.start(this.#depart(target, plan)), signal);
   }
 
+  /** Whether it is read without asking anyone. */
+  async has(repository: RepositoryName, digest: Digest): Promise<boolean> {
+    return (await this.#deps.catalog.findBlob(repository, digest))?.linked === true;
+  }
+
   /** @returns undefined where it is not here, or not whole */
   async #stored(target: Target, digest: Digest, head: boolean): Promise<BlobAnswer | undefined> {
     const { catalog, stored, usage, clock, onFault } = this.#deps;

@@ -109,6 +109,11 @@ export class Mirror implements AsyncDisposable {
     return this.#blobs.open(target, digest, false);
   }
 
+  /** Whether a blob is read without asking its upstream. */
+  hasBlob({ repository }: Target, digest: Digest): Promise<boolean> {
+    return this.#blobs.has(repository, digest);
+  }
+
   /** Brings a blob here, unless it is. @throws RegistryError as {@link blob}; the signal's reason */
   async bring(located: Cached, digest: Digest, signal: AbortSignal): Promise<void> {
     const target = this.#target(located);

@@ -102,7 +102,7 @@ export class Registry {
     const answer =
       located.kind === "cached"
         ? await this.#mirror.manifest(located, reference, head)
-        : await this.hosted.manifest(located, reference, head);
+        : await this.hosted.pulls.manifest(located, reference, head);
     if (!head) {
       const { digest, mediaType, sizeBytes } = answer;
       this.#journal.note({
@@ -123,7 +123,7 @@ export class Registry {
   blob(located: Located, digest: Digest, head: boolean): Promise<BlobAnswer> {
     return located.kind === "cached"
       ? this.#mirror.blob(located, digest, head)
-      : this.hosted.blob(located, digest, head);
+      : this.hosted.pulls.blob(located, digest, head);
   }
 
   /** Tags in lexical order. @throws RegistryError NAME_UNKNOWN, DENIED, TOOMANYREQUESTS, UNAVAILABLE */
@@ -132,7 +132,7 @@ export class Registry {
       const answer = await this.#mirror.tags(located);
       return { ...answer, ...pageOf(answer.items, n, last) };
     }
-    const page = await this.hosted.tags(located, last ?? "", Math.min(n ?? HOSTED_PAGE, HOSTED_PAGE));
+    const page = await this.hosted.pulls.tags(located, last ?? "", Math.min(n ?? HOSTED_PAGE, HOSTED_PAGE));
     return { ...page, more: page.more && n !== 0, ...HERE };
   }
 
@@ -149,7 +149,7 @@ export class Registry {
         artifactType === undefined || item["artifactType"] === artifactType;
       return { ...answer, items: answer.items.filter(wanted) };
     }
-    return { ...(await this.hosted.referrers(located, digest, artifactType, last ?? "", n)), ...HERE };
+    return { ...(await this.hosted.pulls.referrers(located, digest, artifactType, last ?? "", n)), ...HERE };
   }
 
   /**

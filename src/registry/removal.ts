@@ -1,11 +1,12 @@
 import type { Bytes } from "../base/clock.ts";
 import type { Config } from "../config/schema.ts";
-import type { NewEvent, Requester } from "../events/event.ts";
+import type { Requester } from "../events/event.ts";
 import type { Journal } from "../events/journal.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { RepositoryName } from "../oci/reference.ts";
 import type { Emptying, Leaving } from "../store/emptying.ts";
 import type { HostedCatalog, TagGuard } from "../store/hosted-catalog.ts";
+import { deletionOf } from "./hosted-deletion.ts";
 import { immutableTags } from "./policy.ts";
 
 /** How far the removal of a repository is. `bytes` are those of manifests and blobs that it no longer reaches. */
@@ -68,7 +69,7 @@ export class Removal {
     const record = (tx: Parameters<Journal["recordWithin"]>[0], left: readonly Leaving[]): Promise<void> =>
       journal.recordWithin(
         tx,
-        left.map((each) => deletion(repository, each, by)),
+        left.map((each) => deletionOf(repository, each, by)),
       );
     const count = async (left: readonly Leaving[]): Promise<void> => {
       for (const { tag, mediaType, sizeBytes } of left) {
@@ -113,18 +114,4 @@ export class Removal {
       );
     };
   }
-}
-
-function deletion(repository: RepositoryName, { digest, tag, mediaType, sizeBytes }: Leaving, by: Requester): NewEvent {
-  return {
-    action: "delete",
-    outcome: "done",
-    repository,
-    digest,
-    sizeBytes,
-    ...(tag === undefined ? {} : { tag }),
-    ...(mediaType === undefined ? {} : { mediaType }),
-    by,
-    detail: tag !== undefined ? "tag" : mediaType !== undefined ? "manifest" : "blob",
-  };
 }

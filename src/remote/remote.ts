@@ -34,7 +34,7 @@ import {
 } from "./host.ts";
 import { Pace, Turns } from "./pace.ts";
 import { RemoteError } from "./remote-error.ts";
-import { readTlsContexts, Transport, type FollowedAnswer } from "./transport.ts";
+import { readTlsContexts, Transport, type Endpoint, type FollowedAnswer } from "./transport.ts";
 
 export type { RateLimit, RemoteKind, RemoteObserver };
 
@@ -169,7 +169,7 @@ export interface Connection {
 
 /** @param actions what its tokens are asked for @throws as {@link createRemote} */
 export async function connect(
-  config: EndpointConfig,
+  config: Endpoint,
   dependencies: RemoteDependencies,
   actions: AuthenticatorOptions["actions"],
 ): Promise<Connection> {

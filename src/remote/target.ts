@@ -9,7 +9,6 @@
  * - A failure to read what is to be sent is thrown as it is: it is not the target's, and does not count against it.
  */
 import type { Clock, Milliseconds } from "../base/clock.ts";
-import type { EndpointConfig } from "../config/schema.ts";
 import { algorithmOf, isDigest, type Digest } from "../oci/digest.ts";
 import { formatOrigin, ORIGIN_HEADER, type Origin } from "../oci/origin.ts";
 import { headerOf, isStream, type Payload } from "./exchange.ts";
@@ -24,7 +23,7 @@ import {
   type RemoteDependencies,
   type RemoteOptions,
 } from "./remote.ts";
-import type { FollowedAnswer } from "./transport.ts";
+import type { Endpoint, FollowedAnswer } from "./transport.ts";
 
 /** An upload under way, as plain data: it may be kept and gone on with after a restart. */
 export interface UploadSession {
@@ -103,7 +102,7 @@ export function isTagNewer(error: unknown): error is RemoteError {
 }
 
 /** As `createRemote`, for a registry that is written to. @throws RemoteError unreachable for unreadable TLS files */
-export async function createTarget(config: EndpointConfig, dependencies: RemoteDependencies): Promise<Target> {
+export async function createTarget(config: Endpoint, dependencies: RemoteDependencies): Promise<Target> {
   return new HttpTarget(await connect(config, dependencies, "pull,push"));
 }
 
@@ -352,6 +351,9 @@ class HttpTarget extends HttpRemote implements Target {
     }
     const denied = status === 401 || status === 403 || status === 451;
     if (denied) return new RemoteError("denied", url.host, `${said}: check what the credentials may write`, options);
+    if (status === 405) {
+      return new RemoteError("protocol", url.host, `${said}: check that it is not read-only`, options);
+    }
     return new RemoteError("protocol", url.host, said, options);
   }
 }

@@ -1,12 +1,18 @@
 import { readFile } from "node:fs/promises";
 import { createSecureContext, getCACertificates, type SecureContext } from "node:tls";
-import { Agent, ProxyAgent, type Dispatcher } from "undici";
+import { Agent, buildConnector, ProxyAgent, type Dispatcher } from "undici";
 import { VERSION } from "../base/version.ts";
 import type { EndpointConfig } from "../config/schema.ts";
 import { headerOf, isStream } from "./exchange.ts";
 import { Guard } from "./guard.ts";
 import { Host, type HostAnswer, type HostLimits, type HostRequest } from "./host.ts";
 import { RemoteError } from "./remote-error.ts";
+
+/** A registry as it is connected to. */
+export type Endpoint = EndpointConfig & {
+  /** Where its connections go, whatever the name in its URL leads to: `http://127.0.0.1:5000`. TLS by this one's scheme, under the URL's name. */
+  dial?: string;
+};
 
 export interface FollowOptions {
   /** Sent to the first URL's origin only, until the first redirect away from it. */
@@ -42,18 +48,19 @@ export class Transport implements AsyncDisposable {
   readonly #foreign = new Map<string, Host>();
   readonly #dispatchers: Record<"own" | "foreign", { small: Dispatcher; blobs: Dispatcher }>;
 
-  constructor(config: EndpointConfig, contexts: TlsContexts, limits: HostLimits) {
+  constructor(config: Endpoint, contexts: TlsContexts, limits: HostLimits) {
     const { host, hostname, origin } = new URL(config.url);
     this.guard = new Guard(config);
     this.endpoint = new Host(host, limits);
     this.#origin = origin;
     this.#hostname = hostname;
     this.#limits = limits;
-    const dispatchers = (context: SecureContext | undefined) => ({
-      small: createDispatcher(config, SMALL_CONNECTIONS, context, this.guard),
-      blobs: createDispatcher(config, config.connections, context, this.guard),
+    const dispatchers = (endpoint: Endpoint, context: SecureContext | undefined) => ({
+      small: createDispatcher(endpoint, SMALL_CONNECTIONS, context, this.guard),
+      blobs: createDispatcher(endpoint, config.connections, context, this.guard),
     });
-    this.#dispatchers = { own: dispatchers(contexts.own), foreign: dispatchers(contexts.foreign) };
+    const { dial: _, ...foreign } = config;
+    this.#dispatchers = { own: dispatchers(config, contexts.own), foreign: dispatchers(foreign, contexts.foreign) };
   }
 
   /** The host of an origin, as far as it is known. */
@@ -155,7 +162,7 @@ export async function readTlsContexts({ tls, url }: EndpointConfig): Promise<Tls
 }
 
 function createDispatcher(
-  config: EndpointConfig,
+  config: Endpoint,
   connections: number,
   secureContext: SecureContext | undefined,
   guard: Guard,
@@ -164,6 +171,7 @@ function createDispatcher(
   // HTTP/1.1: parallel transfers want connections of their own, and one blob is faster on it.
   const tls = { allowH2: false, timeout, ...(secureContext ? { secureContext } : {}) };
   const shared = { connections, allowH2: false, keepAliveTimeout: KEEP_ALIVE_MS };
+  if (config.dial !== undefined) return new Agent({ ...shared, connect: connectorTo(new URL(config.dial), tls) });
   if (config.proxy === undefined) return new Agent({ ...shared, connect: { ...tls, lookup: guard.lookup } });
   // The proxy is the operator's word and resolves names itself: what can be checked here are literal addresses.
   return new ProxyAgent({
@@ -173,4 +181,13 @@ function createDispatcher(
     requestTls: tls,
     proxyTls: { allowH2: false, timeout },
   });
+}
+
+function connectorTo(
+  { protocol, hostname, port }: URL,
+  options: buildConnector.BuildOptions,
+): buildConnector.connector {
+  const connect = buildConnector(options);
+  const place = { protocol, hostname: hostname.replaceAll(/^\[|\]$/g, ""), port };
+  return (asked, callback) => connect({ ...asked, ...place }, callback);
 }

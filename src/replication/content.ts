@@ -103,11 +103,11 @@ export class SourceContent {
     }
   }
 
-  /** What refers to a digest, also where only the tag of the fallback lists it. @param listed the repository's tags; undefined: not known */
+  /** What refers to a digest, also where only the tag of the fallback lists it. @param named the repository's tags that are named after images; undefined: not known */
   async referrers(
     repository: RepositoryName,
     subject: Digest,
-    listed: ReadonlySet<string> | undefined,
+    named: Pick<ReadonlySet<string>, "has"> | undefined,
   ): Promise<{ digest: Digest; artifactType: string | undefined }[]> {
     const { queue, remote } = this.#registry;
     const found = await queue.add(() => remote.referrers(repository, subject, { signal: this.#signal }));
@@ -119,8 +119,8 @@ export class SourceContent {
       );
     }
     const fallback = referrersTag(subject);
-    const isThere = listed
-      ? listed.has(fallback)
+    const isThere = named
+      ? named.has(fallback)
       : await queue.add(() => remote.headManifest(repository, fallback, { signal: this.#signal }));
     if (isThere === undefined || isThere === false) return [];
     const { manifest } = await this.#manifest(repository, fallback);
@@ -131,6 +131,11 @@ export class SourceContent {
   async digestOf(repository: RepositoryName, tag: Tag): Promise<Digest> {
     const { bytes } = await this.#get(repository, tag);
     return digestOf(bytes);
+  }
+
+  /** @throws as {@link closure} */
+  manifest(repository: RepositoryName, digest: Digest): Promise<ProvenManifest> {
+    return this.#manifest(repository, digest);
   }
 
   #manifest(repository: RepositoryName, reference: Reference): Promise<ProvenManifest> {

@@ -42,6 +42,11 @@ export interface BlobCopy {
 /** Larger blobs go out in chunks, each of which the target keeps. */
 export const CHUNKED_FROM_BYTES: Bytes = 100 * 1024 * 1024;
 const CHUNK_BYTES: Bytes = 64 * 1024 * 1024;
+
+/** In how many chunks a blob goes out, where the target asks for no larger ones; 0: in one piece. */
+export function chunksOf(sizeBytes: Bytes): number {
+  return sizeBytes > CHUNKED_FROM_BYTES ? Math.ceil(sizeBytes / CHUNK_BYTES) : 0;
+}
 const AGAIN: RetryPolicy = { attempts: 6, baseMs: 500, maxMs: 15_000 };
 /** A longer Retry-After is not waited for: who asked for the copy is told. */
 const LONGEST_RETRY_AFTER_SECONDS = 300;

@@ -3,6 +3,7 @@
  * what is not whole. Shared by all tags of a rule at a target: what several need is asked for and sent once.
  */
 import type { Bytes, Clock } from "../base/clock.ts";
+import type { Turns } from "../base/turns.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { algorithmOf, digestOf } from "../oci/digest.ts";
 import { bareMediaType, MEDIA_TYPES } from "../oci/manifest.ts";
@@ -11,7 +12,7 @@ import type { Reference, RepositoryName, Tag } from "../oci/reference.ts";
 import type { Target } from "../remote/target.ts";
 import { Copier } from "./copy.ts";
 import type { UploadMemory } from "./copy-blob.ts";
-import type { CopyProgress, CopySource } from "./copy-job.ts";
+import type { CopyProgress, CopyRequest, CopySource } from "./copy-job.ts";
 import type { KnownBlobs } from "./copy-known.ts";
 import type { PlannedTag } from "./plan-tag.ts";
 import { platformsOf } from "./rules.ts";
@@ -28,6 +29,8 @@ export interface ImageCopiesParts {
   clock: Clock;
   known: KnownBlobs;
   uploads?: UploadMemory;
+  /** Of all copies to the target. */
+  turns: Turns;
 }
 
 export interface ImageCopy {
@@ -51,25 +54,23 @@ export interface ImageCopied {
 
 export class ImageCopies {
   readonly #target: Target;
-  readonly #copiers: Readonly<Record<Existing, Copier>>;
+  readonly #copier: Copier;
   readonly #existingFor: (tag: Tag) => Existing;
 
   constructor({ rule, ...parts }: ImageCopiesParts) {
     this.#target = parts.target;
-    const copier = (existing: Existing): Copier =>
-      new Copier({
-        ...parts,
-        options: {
-          platforms: platformsOf(rule),
-          // The plan names what belongs to the root, for one request; what belongs to a platform of it shows when that is copied.
-          attached: rule.attached.referrers && rule.attached.digestTags ? "whenChanged" : "never",
-          existing,
-          keepOrigin: true,
-          dryRun: false,
-          concurrency: parts.concurrency,
-        },
-      });
-    this.#copiers = { replace: copier("replace"), keep: copier("keep"), fail: copier("fail") };
+    this.#copier = new Copier({
+      ...parts,
+      options: {
+        platforms: platformsOf(rule),
+        // The plan names what belongs to the root, for one request; what belongs to a platform of it shows when that is copied.
+        attached: rule.attached.referrers && rule.attached.digestTags ? "whenChanged" : "never",
+        existing: rule.write.existing,
+        keepOrigin: true,
+        dryRun: false,
+        concurrency: parts.concurrency,
+      },
+    });
     const immutable = globFinder(rule.write.immutable);
     this.#existingFor = (tag) => (immutable(tag) === undefined ? rule.write.existing : "keep");
   }
@@ -88,7 +89,7 @@ export class ImageCopies {
     const copy = async (
       reference: Reference,
       { digest, rewritten, origin }: Told & Pick<PlannedTag, "rewritten">,
-      existing: Existing,
+      known: Pick<CopyRequest, "existing" | "there" | "found" | "isAttended">,
     ): Promise<void> => {
       const request = {
         from: { repository: source, reference },
@@ -96,8 +97,9 @@ export class ImageCopies {
         digest,
         rewritten,
         origin,
+        ...known,
       };
-      const copied = await this.#copiers[existing].copy(request, signal, (now) => {
+      const copied = await this.#copier.copy(request, signal, (now) => {
         const [totalBytes, doneBytes] = [before.totalBytes + now.totalBytes, before.doneBytes + now.doneBytes];
         tell({ totalBytes, doneBytes, sentBytes: total.sentBytes + now.sentBytes });
       });
@@ -110,14 +112,24 @@ export class ImageCopies {
       total.notes.push(...copied.notes);
     };
     const moves = isChange(image);
-    const existing = existingOf(image, this.#existingFor(image.tag));
-    if (moves && (staged || companions.length + image.referrers.length > 0)) await copy(image.digest, image, existing);
-    for (const one of companions) await copy(one.tag, one, existingOf(one, this.#existingFor(one.tag)));
-    for (const digest of image.referrers) await copy(digest, { digest }, existing);
+    const known = {
+      existing: existingOf(image, this.#existingFor(image.tag)),
+      there: thereOf(image),
+      isAttended: true,
+    };
+    if (moves && (staged || companions.length + image.referrers.length > 0)) {
+      const found = staged ? undefined : await this.#copier.read(source, image.digest, signal);
+      await copy(image.digest, image, { ...known, there: undefined, found });
+      Object.assign(known, { found });
+    }
+    for (const one of companions) {
+      await copy(one.tag, one, { existing: existingOf(one, this.#existingFor(one.tag)), there: thereOf(one) });
+    }
+    for (const digest of image.referrers) await copy(digest, { digest }, { existing: known.existing });
     // What is only marked moves nothing, and need not wait for the others.
     if (moves && (!staged || image.action === "mark")) {
       await this.#keepBackup(target, image, signal);
-      await copy(image.tag, image, existing);
+      await copy(image.tag, image, known);
     }
     return total;
   }
@@ -129,11 +141,9 @@ export class ImageCopies {
   ): Promise<ImageCopied> {
     const reference = tag ?? told.digest;
     const existing = tag === undefined ? "replace" : this.#existingFor(tag);
-    const request = { from: { repository: source, reference }, to: { repository: target, reference }, ...told };
-    const { outcome, sentBytes, mountedBytes, presentBytes, notes } = await this.#copiers[existing].copy(
-      request,
-      signal,
-    );
+    const place = { from: { repository: source, reference }, to: { repository: target, reference } };
+    const request = { ...place, ...told, existing };
+    const { outcome, sentBytes, mountedBytes, presentBytes, notes } = await this.#copier.copy(request, signal);
     return { outcome, sentBytes, mountedBytes, presentBytes, notes };
   }
 
@@ -153,6 +163,12 @@ export class ImageCopies {
 /** Whether the tag is to be written. */
 export function isChange({ action }: PlannedTag): boolean {
   return action === "copy" || action === "replace" || action === "mark";
+}
+
+/** What its tag at the target leads to, as far as the plan has just asked; undefined: that is to be asked. */
+function thereOf(planned: PlannedTag): CopyRequest["there"] {
+  if (planned.action === "copy") return null;
+  return planned.action === "replace" ? { digest: planned.was } : undefined;
 }
 
 /** A tag that the plan found absent and that is there now is no tag that may be moved. */

@@ -1,6 +1,6 @@
 import type { Bytes } from "../base/clock.ts";
 import type { Digest } from "../oci/digest.ts";
-import type { Origin } from "../oci/origin.ts";
+import type { Origin, Told } from "../oci/origin.ts";
 import type { Reference } from "../oci/reference.ts";
 import type { Remote } from "../remote/remote.ts";
 import type { ProvenManifest } from "./copy-manifests.ts";
@@ -29,6 +29,16 @@ export interface CopyRequest {
   digest?: Digest;
   /** With `digest`: what the tag is to lead to, which is its index without the platforms that are left out. */
   rewritten?: Digest | undefined;
+  /**
+   * What the tag at the target leads to, where that has just been asked; null: it is not there. It is asked again before it moves.
+   */
+  there?: Told | null | undefined;
+  /** The manifest, where it has been read. */
+  found?: ProvenManifest | undefined;
+  /** Who asks copies what refers to it: only what refers to something below it is looked for. */
+  isAttended?: boolean;
+  /** Instead of the option. */
+  existing?: CopyOptions["existing"];
   /** With `digest`: the mark of the push that has brought the source's tag to it. */
   origin?: Origin | undefined;
 }
@@ -56,6 +66,7 @@ export interface CopyResult extends CopyProgress {
 export interface Job {
   from: string;
   to: string;
+  existing: CopyOptions["existing"];
   result: CopyResult;
   tell: (progress: CopyResult) => void;
   signal: AbortSignal;

@@ -82,6 +82,11 @@ export function readPointers(descriptors: readonly Record<string, unknown>[]): P
   });
 }
 
+/** Whether one PUT under a tag does for the manifest, too. A tag names a sha256, and a referrer is listed when its digest is put. */
+export function isStoredByTag({ digest, manifest }: ProvenManifest): boolean {
+  return algorithmOf(digest) === "sha256" && manifest.subject === undefined;
+}
+
 /** Whether the tag is kept by clients, for what refers to a digest: it is merged, never copied. */
 export function isFallbackTag(tag: string): boolean {
   return FALLBACK_TAG.test(tag);

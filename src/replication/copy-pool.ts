@@ -1,4 +1,5 @@
 import type { Clock, Milliseconds } from "../base/clock.ts";
+import { Turns } from "../base/turns.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import type { UploadMemory } from "./copy-blob.ts";
 import { ImageCopies } from "./copy-image.ts";
@@ -26,6 +27,8 @@ const MOST_USES = 2_000;
 export class CopyPool {
   readonly #clock: Clock;
   readonly #uploads: UploadMemory;
+  /** Of all rules: two that bring the same to one repository would share an upload. */
+  readonly #turns = new Turns();
   readonly #pooled = new Map<string, Pooled>();
 
   constructor(clock: Clock, uploads: UploadMemory) {
@@ -71,6 +74,7 @@ export class CopyPool {
       clock: this.#clock,
       known: new KnownBlobs(),
       uploads: this.#uploads,
+      turns: this.#turns,
     });
   }
 

@@ -12,6 +12,7 @@
  */
 import PQueue from "p-queue";
 import type { Bytes, Clock } from "../base/clock.ts";
+import { Turns } from "../base/turns.ts";
 import { digestOf, type Digest } from "../oci/digest.ts";
 import { isManifestType, ownBlobs, type Descriptor } from "../oci/manifest.ts";
 import { isBehind, isPushedLater, type Origin, type Told } from "../oci/origin.ts";
@@ -33,7 +34,14 @@ import {
   type Node,
 } from "./copy-job.ts";
 import { KnownBlobs } from "./copy-known.ts";
-import { addReferrer, chooseChildren, proveManifest, type Pointer, type ProvenManifest } from "./copy-manifests.ts";
+import {
+  addReferrer,
+  chooseChildren,
+  isStoredByTag,
+  proveManifest,
+  type Pointer,
+  type ProvenManifest,
+} from "./copy-manifests.ts";
 import { rewriteIndex } from "./rewrite.ts";
 
 export interface CopierParts {
@@ -43,7 +51,22 @@ export interface CopierParts {
   options: CopyOptions;
   known?: KnownBlobs;
   uploads?: UploadMemory;
+  /** Shared by all that write to the same targets: what two of them bring there at the same time is sent by one. */
+  turns?: Turns;
 }
+
+/** What is known of a manifest before it is copied. */
+interface Circumstances {
+  found: ProvenManifest | undefined;
+  /** The target does not have it for certain. */
+  isNew: boolean;
+  /** It is stored with its tag: only what is below it is brought. */
+  byTag: boolean;
+  /** The target was wrong about what it has: it is not asked. */
+  doubted: boolean;
+}
+
+const ASKED: Circumstances = { found: undefined, isNew: false, byTag: false, doubted: false };
 
 /** For one run: what it has learnt of both registries is true for a while only. */
 export class Copier {
@@ -59,19 +82,29 @@ export class Copier {
   readonly #blobs: PQueue;
   /** By repository and digest. A failed one is forgotten: the next image may fare better. */
   readonly #contents = new Map<string, Promise<Node>>();
+  /** Whether the target has a manifest, by repository and digest. */
+  readonly #there = new Map<string, Promise<boolean>>();
   readonly #arriving = new Map<string, Promise<void>>();
   /** By digest: who wants it elsewhere waits, and mounts it. */
   readonly #onTheWay = new Map<Digest, Promise<void>>();
-  /** Merges into one fallback tag come one after the other. */
-  readonly #merges = new Map<string, Promise<unknown>>();
+  readonly #turns: Turns;
 
-  constructor({ source, target, clock, options, known = new KnownBlobs(), uploads = new Map() }: CopierParts) {
+  constructor({
+    source,
+    target,
+    clock,
+    options,
+    known = new KnownBlobs(),
+    uploads = new Map(),
+    turns = new Turns(),
+  }: CopierParts) {
     this.#source = source;
     this.#target = target;
     this.#clock = clock;
     this.#options = options;
     this.#known = known;
     this.#uploads = uploads;
+    this.#turns = turns;
     const { concurrency } = options;
     this.#tags = new PQueue({ concurrency });
     this.#images = new PQueue({ concurrency });
@@ -79,7 +112,7 @@ export class Copier {
     this.#attachments = new Attachments({
       source,
       again: (work, signal) => this.#again(work, signal),
-      copy: (job, pointer, found) => this.#content(job, pointer, "all", found),
+      copy: (job, pointer, found) => this.#content(job, pointer, "all", { ...ASKED, found }),
       tag: (job, tag, found, origin) => this.#moveTag(job, tag, found, { before: undefined, origin }),
     });
   }
@@ -97,21 +130,27 @@ export class Copier {
     return await this.#tags.add(() => this.#copy(request, signal, tell));
   }
 
+  /** Reads a manifest of the source, and proves it. @throws as {@link copy} */
+  async read(repository: string, digest: Digest, signal: AbortSignal): Promise<ProvenManifest> {
+    return await this.#fetch({ from: repository, signal }, { digest });
+  }
+
   async #copy({ from, to, ...told }: CopyRequest, signal: AbortSignal, tell: Job["tell"]): Promise<CopyResult> {
-    const { attached, existing } = this.#options;
-    const { digest } = told;
+    const { attached } = this.#options;
+    const { digest, rewritten, existing = this.#options.existing } = told;
     const [source, there] = await allOf([
-      digest ? { ...told, digest } : this.#resolve(from, signal),
-      this.#stateAt(to.repository, isTag(to.reference) ? to.reference : (told.rewritten ?? to.reference), signal),
+      digest ? { digest, origin: told.origin } : this.#resolve(from, signal),
+      told.there === undefined
+        ? this.#presentAt(to.repository, isTag(to.reference) ? to.reference : (rewritten ?? to.reference), signal)
+        : (told.there ?? undefined),
     ]);
-    const { rewritten } = told;
     const [wanted, present] = [rewritten ?? source.digest, there?.digest];
     const copied = { ...source, digest: wanted };
     const settled = present === wanted && !this.#isBehind(there, copied);
     const none = { totalBytes: 0, doneBytes: 0, sentBytes: 0, mountedBytes: 0, presentBytes: 0 };
     const result: CopyResult = { outcome: "unchanged", digest: wanted, ...none, tagsMoved: [], notes: [] };
     if (settled && attached !== "always") return result;
-    const job: Job = { from: from.repository, to: to.repository, result, tell, signal };
+    const job: Job = { from: from.repository, to: to.repository, existing, result, tell, signal };
     if (present !== undefined && present !== wanted && existing !== "replace") {
       this.#refuseMove(to.reference, present, wanted, job);
       return { ...result, outcome: "kept" };
@@ -120,10 +159,18 @@ export class Copier {
       this.#noteLater(to.reference, there.digest, job);
       return { ...result, outcome: "kept" };
     }
-    let found = await this.#fetch(job, source);
+    let found = told.found ?? (await this.#fetch(job, source));
+    let byTag = false;
+    const mode = rewritten === undefined ? "sparse" : "rewrite";
     if (present !== wanted || attached === "always" || rewritten !== undefined) {
-      const root = await this.#content(job, found, rewritten === undefined ? "sparse" : "rewrite", found);
-      if (attached !== "never") await this.#attachments.copyAll(job, fromSource(root));
+      const isNew = !isTag(to.reference) && present === undefined && mode === "sparse";
+      const isAlone = attached === "never" || told.isAttended === true;
+      byTag = isTag(to.reference) && isAlone && mode === "sparse" && isStoredByTag(found);
+      const root = await this.#content(job, found, mode, { ...ASKED, found, isNew, byTag });
+      if (attached !== "never") {
+        const isAttended = told.isAttended === true && root.made === undefined;
+        await this.#attachments.copyAll(job, isAttended ? root.children : fromSource(root));
+      }
       found = root.made ?? found;
     }
     const moved =
@@ -158,13 +205,18 @@ export class Copier {
     return got && { digest: digestOf(got.bytes), origin: got.origin };
   }
 
+  async #presentAt(repository: string, reference: Reference, signal: AbortSignal): Promise<Told | undefined> {
+    if (isTag(reference)) return await this.#stateAt(repository, reference, signal);
+    return (await this.#isThere({ to: repository, signal }, reference)) ? { digest: reference } : undefined;
+  }
+
   #isBehind(there: Told | undefined, source: Told): boolean {
     return this.#options.keepOrigin && there !== undefined && isBehind(there, source, this.#clock.now());
   }
 
   // ---- manifests ----
 
-  async #fetch({ from, signal }: Job, pointer: Pointer): Promise<ProvenManifest> {
+  async #fetch({ from, signal }: Pick<Job, "from" | "signal">, pointer: Pointer): Promise<ProvenManifest> {
     const { digest } = pointer;
     const where = `${this.#source.name}/${from}`;
     const got = await this.#again(() => this.#source.getManifest(from, digest, { signal }), signal);
@@ -173,34 +225,35 @@ export class Copier {
   }
 
   /** Has a manifest and all below it at the target. */
-  #content(job: Job, pointer: Pointer, mode: IndexMode, found?: ProvenManifest): Promise<Node> {
+  #content(job: Job, pointer: Pointer, mode: IndexMode, circumstances: Circumstances): Promise<Node> {
     const key = `${job.to} ${mode} ${pointer.digest}`;
-    const known = this.#contents.get(key);
+    const known = this.#contents.get(key) ?? (circumstances.byTag ? this.#contents.get(`${key} below`) : undefined);
     if (known) return known;
-    const work = this.#copyContent(job, pointer, mode, { found, doubted: false });
+    return this.#remember(
+      circumstances.byTag ? `${key} below` : key,
+      this.#copyContent(job, pointer, mode, circumstances),
+    );
+  }
+
+  #remember(key: string, work: Promise<Node>): Promise<Node> {
     this.#contents.set(key, work);
     work.catch(() => this.#contents.delete(key));
     return work;
   }
 
-  /** @param doubted the target was wrong about what it has: it is not asked */
-  async #copyContent(
-    job: Job,
-    pointer: Pointer,
-    mode: IndexMode,
-    { found, doubted }: { found: ProvenManifest | undefined; doubted: boolean },
-  ): Promise<Node> {
-    const proven = found ?? (await this.#fetch(job, pointer));
-    if (proven.manifest.kind === "index") return await this.#copyIndex(job, proven, mode);
-    return await this.#images.add(() => this.#copyImage(job, proven, doubted));
+  async #copyContent(job: Job, pointer: Pointer, mode: IndexMode, circumstances: Circumstances): Promise<Node> {
+    const proven = circumstances.found ?? (await this.#fetch(job, pointer));
+    if (proven.manifest.kind === "index") return await this.#copyIndex(job, proven, mode, circumstances);
+    return await this.#images.add(() => this.#copyImage(job, proven, circumstances));
   }
 
-  async #copyIndex(job: Job, index: ProvenManifest, mode: IndexMode): Promise<Node> {
+  async #copyIndex(job: Job, index: ProvenManifest, mode: IndexMode, circumstances: Circumstances): Promise<Node> {
     const where = `${this.#source.name}/${job.from}@${index.digest}`;
     const platforms = mode === "all" ? [] : this.#options.platforms;
     const { chosen, left } = chooseChildren(where, index.manifest.manifests, platforms);
     const absent: Descriptor[] = [];
     const nested = new Map<Digest, ProvenManifest>();
+    const areNew = await this.#areNew(job, index, mode, chosen.length, circumstances.isNew);
     const child = async (one: Descriptor): Promise<Node[]> => {
       if (!isManifestType(one.mediaType)) {
         // Caches of builds list layers as if they were manifests.
@@ -208,7 +261,7 @@ export class Copier {
         return [];
       }
       try {
-        const node = await this.#content(job, one, mode);
+        const node = await this.#content(job, one, mode, { ...ASKED, isNew: areNew });
         if (node.made) nested.set(one.digest, node.made);
         return [node];
       } catch (error) {
@@ -221,28 +274,52 @@ export class Copier {
     };
     const children = (await allOf(chosen.map(child))).flat();
     const stored = mode === "rewrite" ? rewriteIndex(index, chosen, nested) : index;
-    await this.#put(job, stored, async (missing, cause) => {
-      const lacking = [...(stored === index ? left : []), ...absent].filter(
-        ({ digest }) => missing.length === 0 || missing.includes(digest),
-      );
-      if (lacking.length > 0) {
-        const remedy = "copy all, or let a rule make a smaller one with platforms.index: rewrite";
-        const message = `${cause.message}: it takes no index without all of its platforms; ${remedy}`;
-        throw new CopyError("sparse", message, { cause });
+    const node: Node = { digest: stored.digest, children, ...(stored === index ? {} : { made: stored }) };
+    if (circumstances.byTag) return node;
+    const lacking = [...(stored === index ? left : []), ...absent];
+    try {
+      await this.#put(job, stored, async (missing, cause) => {
+        const isMissing = ({ digest }: Descriptor) => missing.length === 0 || missing.includes(digest);
+        if (lacking.some(isMissing)) throw sparseRefused(cause);
+        await allOf(
+          chosen.filter(isMissing).map((one) => this.#copyContent(job, one, mode, { ...ASKED, doubted: true })),
+        );
+      });
+    } catch (error) {
+      // zot says no more than that.
+      if (lacking.length > 0 && error instanceof RemoteError && error.code === "MANIFEST_INVALID") {
+        throw sparseRefused(error);
       }
-      const again = chosen.filter(({ digest }) => missing.length === 0 || missing.includes(digest));
-      await allOf(again.map((one) => this.#copyContent(job, one, mode, { found: undefined, doubted: true })));
-    });
-    return { digest: stored.digest, children, ...(stored === index ? {} : { made: stored }) };
+      throw error;
+    }
+    return node;
   }
 
-  async #copyImage(job: Job, image: ProvenManifest, doubted: boolean): Promise<Node> {
+  /** Whether the target lacks the children of an index, most likely: one question about the index spares one about each. */
+  async #areNew(job: Job, index: ProvenManifest, mode: IndexMode, children: number, isNew: boolean): Promise<boolean> {
+    if (mode === "rewrite") return false;
+    if (isNew || children < 2) return isNew;
+    return !(await this.#isThere(job, index.digest));
+  }
+
+  /** Asked once: what is copied since is known. */
+  async #isThere({ to, signal }: Pick<Job, "to" | "signal">, digest: Digest): Promise<boolean> {
+    const key = `${to} ${digest}`;
+    const known = this.#there.get(key);
+    if (known) return await known;
+    const asking = this.#digestAt(to, digest, signal).then((present) => present === digest);
+    this.#there.set(key, asking);
+    asking.catch(() => this.#there.delete(key));
+    return await asking;
+  }
+
+  async #copyImage(job: Job, image: ProvenManifest, { isNew, byTag, doubted }: Circumstances): Promise<Node> {
     const { digest, manifest } = image;
     const blobs = [...new Map(ownBlobs(manifest).map((blob) => [blob.digest, blob])).values()];
     const sizeBytes = blobs.reduce((sum, blob) => sum + blob.sizeBytes, 0);
     // Whether a referrer is listed, only the answer to its push tells.
-    const askFirst = !doubted && manifest.subject === undefined;
-    if (askFirst && (await this.#digestAt(job.to, digest, job.signal)) === digest) {
+    const askFirst = !doubted && !isNew && manifest.subject === undefined;
+    if (askFirst && (await this.#isThere(job, digest))) {
       for (const blob of blobs) this.#known.add(job.to, blob.digest);
       job.result.presentBytes += sizeBytes;
       this.#progress(job, { totalBytes: sizeBytes, doneBytes: sizeBytes });
@@ -250,6 +327,7 @@ export class Copier {
     }
     this.#progress(job, { totalBytes: sizeBytes, doneBytes: 0 });
     await allOf(blobs.map((blob) => this.#blob(job, blob, false)));
+    if (byTag) return { digest, children: [] };
     await this.#put(job, image, async (missing) => {
       const again = blobs.filter((blob) => missing.length === 0 || missing.includes(blob.digest));
       await allOf(again.map((blob) => this.#blob(job, blob, true)));
@@ -283,7 +361,7 @@ export class Copier {
   /** Lists a referrer under the fallback tag of its subject, where the target has no API for that. */
   async #list({ to, signal }: Job, subject: Digest, referrer: ProvenManifest): Promise<void> {
     const tag = referrersTag(subject);
-    const key = `${to} ${tag}`;
+    const key = `${this.#target.name} ${to}:${tag}`;
     const merge = async (): Promise<void> => {
       const present = await this.#again(() => this.#target.getManifest(to, tag, { signal }), signal);
       const merged = addReferrer(present?.bytes, referrer);
@@ -291,12 +369,8 @@ export class Copier {
       const stored = await this.#again(() => this.#target.putManifest(to, tag, merged, { signal }), signal);
       if (stored.missing) throw stored.cause;
     };
-    const turn = (this.#merges.get(key) ?? Promise.resolve()).then(merge);
-    this.#merges.set(
-      key,
-      turn.catch(() => undefined),
-    );
-    await turn;
+    // Merges into one fallback tag come one after the other.
+    await this.#turns.take(key, merge, signal);
   }
 
   /**
@@ -307,11 +381,12 @@ export class Copier {
   async #moveTag(
     job: Job,
     tag: Tag,
-    { digest, bytes, manifest }: ProvenManifest,
+    found: ProvenManifest,
     { before, origin }: { before: Digest | undefined; origin: Origin | undefined },
   ): Promise<boolean> {
-    const { to, result, signal } = job;
-    const { existing, dryRun, keepOrigin } = this.#options;
+    const { to, existing, result, signal } = job;
+    const { dryRun, keepOrigin } = this.#options;
+    const { digest, bytes, manifest } = found;
     const there = await this.#stateAt(to, tag, signal);
     const now = there?.digest;
     if (now === digest && !this.#isBehind(there, { digest, origin })) return true;
@@ -321,9 +396,15 @@ export class Copier {
     }
     if (!dryRun) {
       const options = { signal, ...(keepOrigin ? { origin } : {}) };
-      const put = () => this.#target.putManifest(to, tag, { bytes, mediaType: manifest.mediaType }, options);
+      const sent = { bytes, mediaType: manifest.mediaType };
+      const put = () => this.#again(() => this.#target.putManifest(to, tag, sent, options), signal);
       try {
-        const stored = await this.#again(put, signal);
+        let stored = await put().catch(asMissing);
+        // Sent with its tag alone; or gone again: the target was emptied, or has collected it.
+        if (stored.missing) {
+          await this.#copyContent(job, found, "sparse", { ...ASKED, found, doubted: true });
+          stored = await put();
+        }
         if (stored.missing) throw stored.cause;
       } catch (error) {
         if (!isTagNewer(error)) throw error;
@@ -340,9 +421,9 @@ export class Copier {
   }
 
   /** @throws CopyError conflict where tags of other content are an error */
-  #refuseMove(tag: string, present: Digest, wanted: Digest, { to, result }: Job): void {
+  #refuseMove(tag: string, present: Digest, wanted: Digest, { to, existing, result }: Job): void {
     const name = `${this.#target.name}/${to}:${tag}`;
-    if (this.#options.existing === "fail") {
+    if (existing === "fail") {
       throw new CopyError("conflict", `${name} names ${present}, not ${wanted}: it is not replaced`);
     }
     result.notes.push(`${name} names ${present}, and is kept`);
@@ -374,7 +455,9 @@ export class Copier {
   async #inTurn(job: Job, blob: Descriptor, doubted: boolean): Promise<void> {
     const { digest } = blob;
     for (let other; (other = this.#onTheWay.get(digest)) !== undefined;) await other;
-    const work = this.#blobs.add(() => this.#bring(job, blob, doubted));
+    // Another one's upload of it would have the same session.
+    const key = `${this.#target.name} ${job.to}@${digest}`;
+    const work = this.#blobs.add(() => this.#turns.take(key, () => this.#bring(job, blob, doubted), job.signal));
     this.#onTheWay.set(
       digest,
       work.then(
@@ -461,4 +544,17 @@ export class Copier {
 /** What refers to a rewritten index would refer to what the target does not have: only what is below it is asked for. */
 function fromSource(node: Node): Node[] {
   return node.made ? node.children.flatMap(fromSource) : [node];
+}
+
+function sparseRefused(cause: RemoteError): CopyError {
+  const remedy = "copy all, or let a rule make a smaller one with platforms.index: rewrite";
+  return new CopyError("sparse", `${cause.message}: it takes no index without all of its platforms; ${remedy}`, {
+    cause,
+  });
+}
+
+/** zot says no more than that where something is missing. */
+function asMissing(error: unknown): { missing: Digest[]; cause: RemoteError } {
+  if (error instanceof RemoteError && error.code === "MANIFEST_INVALID") return { missing: [], cause: error };
+  throw error;
 }

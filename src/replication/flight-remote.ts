@@ -19,6 +19,8 @@ export interface Flights {
   manifestFrom(target: Target, digest: Digest): Promise<ManifestAnswer>;
   /** @throws RegistryError BLOB_UNKNOWN; RemoteError, NotAtSource, DigestMismatch */
   blobFrom(target: Target, digest: Digest): Promise<BlobAnswer>;
+  /** Whether a blob is here. */
+  hasBlob(target: Target, digest: Digest): Promise<boolean>;
 }
 
 export interface FlightRemoteParts {
@@ -71,6 +73,12 @@ export class FlightRemote implements Remote {
       if (error instanceof RegistryError && error.code === "MANIFEST_UNKNOWN") return undefined;
       throw error;
     }
+  }
+
+  /** Whether a blob is read without asking the registry. */
+  async keeps(repository: string, digest: Digest): Promise<boolean> {
+    const target = this.#target(repository);
+    return target !== undefined && (await this.#flights.hasBlob(target, digest));
   }
 
   headBlob(

@@ -2,11 +2,12 @@
  * This registry as a source of copies, without HTTP: what is hosted here, by its name, and what is cached, by its full name
  * (`ghcr.io/owner/app`), brought here through the mirror where it is not. A copy is no pull: none is recorded, and no retention counts it.
  */
+import { givingWay } from "../base/give-way.ts";
 import { isDigest, type Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
 import type { Reference, RepositoryName } from "../oci/reference.ts";
 import type { BlobAnswer, ManifestAnswer } from "../registry/answers.ts";
-import type { HostedRepositories } from "../registry/hosted.ts";
+import type { HostedPulls } from "../registry/hosted-pulls.ts";
 import type { Mirror } from "../registry/mirror.ts";
 import type { Names } from "../registry/names.ts";
 import { RemoteError } from "../remote/remote-error.ts";
@@ -15,7 +16,7 @@ import { bodyOf } from "./reader-body.ts";
 
 export interface LocalRemoteParts {
   names: Pick<Names, "full">;
-  hosted: Pick<HostedRepositories, "manifest" | "blob" | "tags" | "referrers">;
+  hosted: HostedPulls;
   mirror: Pick<Mirror, "manifest" | "blob" | "tags" | "referrers">;
   /** Repositories that hold anything, hosted ones and those of configured upstreams, in order, after `last` (exclusive). */
   repositories: (last: string, limit: number) => Promise<{ items: RepositoryName[]; more: boolean }>;
@@ -28,6 +29,8 @@ export class LocalRemote implements Remote {
   readonly name = NAME;
   readonly state: RemoteState = { up: true, rateLimit: undefined, pausedUntilMs: undefined };
   readonly #parts: LocalRemoteParts;
+  /** What SQLite answers is there at once: without it, a plan of many tags would be one long turn. */
+  readonly #giveWay = givingWay();
 
   constructor(parts: LocalRemoteParts) {
     this.#parts = parts;
@@ -146,6 +149,7 @@ export class LocalRemote implements Remote {
 
   /** @returns undefined for what is not here @throws RemoteError; the signal's reason */
   async #reading<T>({ signal }: RemoteOptions, work: () => Promise<T>): Promise<T | undefined> {
+    await this.#giveWay();
     signal?.throwIfAborted();
     try {
       const found = await work();

@@ -69,6 +69,9 @@ const imageEvent = z.object({
   mediaType: optionalText,
 });
 
+/** Of what one notification tells: to read it is one turn of the event loop, and each push may add tasks. */
+const MOST = 1_000;
+
 /**
  * The pushes that a notification tells of; none where it tells of something else. Of several of one tag, the last counts.
  * @param body JSON
@@ -77,7 +80,9 @@ const imageEvent = z.object({
  */
 export function readNotification(body: unknown, headers: Readonly<Record<string, unknown>>): ToldPush[] {
   const pushes = new Map<string, ToldPush>();
-  for (const told of readBody(body, headers)) {
+  const all = readBody(body, headers);
+  refuseMany(all);
+  for (const told of all) {
     const push = check(told);
     // A push of what has no tag is one of its digest.
     pushes.set(`${push.repository} ${push.tag ?? push.digest}`, push);
@@ -88,7 +93,10 @@ export function readNotification(body: unknown, headers: Readonly<Record<string,
 function readBody(body: unknown, headers: Readonly<Record<string, unknown>>): Told[] {
   const type = headers["ce-type"];
   if (typeof headers["ce-specversion"] === "string" && typeof type === "string") return readCloudEvent(type, body);
-  if (Array.isArray(body)) return body.flatMap((one) => readOne(one));
+  if (Array.isArray(body)) {
+    refuseMany(body);
+    return body.flatMap((one) => readOne(one));
+  }
   return readOne(body);
 }
 
@@ -142,6 +150,11 @@ function readDistributionEvent({ action, target }: z.output<typeof distributionE
   const isManifest = reference.tag != null || mediaType == null || isManifestType(mediaType);
   // Layers are pushed with events of their own.
   return isManifest ? [{ repository, ...reference }] : [];
+}
+
+function refuseMany({ length }: readonly unknown[]): void {
+  if (length > MOST)
+    throw new NotificationUnread(`the notification tells of ${length} events: send ${MOST} at once, at most`);
 }
 
 function check({ repository, tag, digest }: Told): ToldPush {

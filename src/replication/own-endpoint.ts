@@ -1,4 +1,4 @@
-import type { EndpointConfig } from "../config/schema.ts";
+import type { Endpoint } from "../remote/transport.ts";
 
 /** Where this daemon listens, and what logs its operator in. */
 export interface OwnPlace {
@@ -8,19 +8,24 @@ export interface OwnPlace {
   operatorSecret: string;
 }
 
-/** This daemon as a registry that it writes to itself. @throws Error where no registry can be asked there */
-export function ownEndpoint({ address, publicUrl, operatorSecret }: OwnPlace): EndpointConfig {
+/**
+ * This daemon as a registry that it writes to itself. It goes by its public name, which its challenges and Locations bear, but connections go
+ * to where it listens: the operator's secret never leaves the machine, wherever that name leads.
+ * @throws Error where no registry can be asked there
+ */
+export function ownEndpoint({ address, publicUrl, operatorSecret }: OwnPlace): Endpoint {
   if (!/^https?:/.test(address)) {
     throw new Error(`server.listen is ${address}: a rule that copies to "self" needs host:port`);
   }
   // Its certificate names the public address.
-  const url = address.startsWith("https:") ? publicUrl : address;
-  if (url === undefined) {
+  if (publicUrl === undefined && address.startsWith("https:")) {
     throw new Error('server.tls is set: a rule that copies to "self" needs server.publicUrl, too');
   }
+  // What listens on all addresses is reached at this one.
+  const dial = address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:").replace(/\/+$/, "");
   return {
-    // What listens on all addresses is reached at this one.
-    url: url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:").replace(/\/+$/, ""),
+    url: publicUrl ?? dial,
+    dial,
     auth: { username: "operator", password: operatorSecret },
     realms: [],
     trustedHosts: [],

@@ -2,6 +2,8 @@ import PQueue from "p-queue";
 import { systemClock } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import type { EndpointConfig } from "../config/schema.ts";
+import type { Digest } from "../oci/digest.ts";
+import type { RepositoryName } from "../oci/reference.ts";
 import { createRemote, type Remote } from "../remote/remote.ts";
 import { createTarget, type Target } from "../remote/target.ts";
 import { SparingRemote } from "./sparing-remote.ts";
@@ -13,6 +15,8 @@ export interface PlanRegistry extends AsyncDisposable {
   readonly remote: Remote;
   /** The same, to write to; undefined where nothing is to be written. */
   readonly target: Target | undefined;
+  /** Of one whose content is kept once it was read: whether a blob is here by now. */
+  readonly keeps?: (repository: RepositoryName, digest: Digest) => Promise<boolean>;
   /** Requests wait here, as many at a time as the configuration says. */
   readonly queue: PQueue;
   /** Pulls of its rate limit that are left to others. */

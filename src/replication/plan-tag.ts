@@ -7,7 +7,7 @@ import { isTag, referrersTag, type RepositoryName, type Tag } from "../oci/refer
 import type { SourceContent } from "./content.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 import { judgePushes, judgeTag, type Verdict } from "./rules.ts";
-import { tagsNamedAfter, tooOld, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
+import { tooOld, type DigestTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
 /** `withhold`: it lacks what `attached.require` names. */
 export type PlannedTag = {
@@ -37,8 +37,8 @@ const DIGEST_TAG_ENDINGS = [".sig", ".att", ".sbom"];
 /** A repository of the source, as far as one of its tags needs it. */
 export interface TagSource {
   name: RepositoryName;
-  /** All its tags; undefined: they were not asked for. */
-  listed: ReadonlySet<string> | undefined;
+  /** Its tags that are named after images; undefined: they were not asked for. */
+  named: DigestTags | undefined;
   /** Whether the rule copies a tag of it. */
   copies: (tag: Tag) => boolean;
 }
@@ -121,7 +121,7 @@ export class TagPlans {
       if (attends) target.attended.add(digest);
       const named = await this.#namedAfter(source, digest, (attends && digestTags) || needsSignature);
       const asks = needsSignature || (attends && withReferrers);
-      const referrers = asks ? await this.#content.referrers(source.name, digest, source.listed) : [];
+      const referrers = asks ? await this.#content.referrers(source.name, digest, source.named) : [];
       const isSigned =
         named.some((one) => one.endsWith(".sig")) ||
         referrers.some(({ artifactType }) => SIGNATURES.has(artifactType ?? ""));
@@ -138,9 +138,9 @@ export class TagPlans {
     return found ?? [];
   }
 
-  async #namedAfter({ name, listed }: TagSource, digest: Digest, isNeeded: boolean): Promise<Tag[]> {
+  async #namedAfter({ name, named }: TagSource, digest: Digest, isNeeded: boolean): Promise<readonly Tag[]> {
     if (!isNeeded) return [];
-    if (listed) return tagsNamedAfter(digest, [...listed]);
+    if (named) return named.of(digest);
     const names = DIGEST_TAG_ENDINGS.map((ending) => `${referrersTag(digest)}${ending}`).filter(isTag);
     const found = await Promise.all(names.map((tag) => this.toldBySource(name, tag)));
     return names.filter((_, index) => found[index] !== undefined);

@@ -5,21 +5,27 @@
  * repository or tag that cannot be asked is one fault; the rest goes on.
  */
 import type { Bytes, Milliseconds } from "../base/clock.ts";
+import { inTurns } from "../base/give-way.ts";
+import { inParallel } from "../base/in-parallel.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { Later } from "../jobs/kind.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Told } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
+import { SELF } from "../config/replication-checks.ts";
+import { AskedRemote } from "./asked-remote.ts";
 import { SourceContent, type Closure } from "./content.ts";
 import { CopyError } from "./copy-error.ts";
 import { isChange } from "./copy-image.ts";
 import type { DeletionPlan } from "./deletion.ts";
+import { asksOfTask, CopyForecast, SourceReads, type TargetContent } from "./forecast.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 import { TagPlans, type PlannedTag, type TagPlanOptions, type TargetRepository } from "./plan-tag.ts";
 import type { RewriteMemory } from "./rewrite.ts";
 import { copyName, sourcesOf } from "./rules.ts";
-import { selectTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
+import { imagesOf } from "./run.ts";
+import { DigestTags, selectingTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
 export type { PlannedTag } from "./plan-tag.ts";
 
@@ -60,7 +66,12 @@ export interface RulePlan {
   repositories: PlannedRepository[];
   faults: PlanFault[];
   /** Undefined unless asked for. Pulls are those that copying takes at least, as Docker Hub counts them. */
-  sizes?: { targets: TargetSizes[]; pulls: number };
+  sizes?: {
+    targets: TargetSizes[];
+    pulls: number;
+    /** That a run will send, by registry: it plans anew, and copies. None to this registry as a source. */
+    requests: Record<string, number>;
+  };
   /** That the plan took, by registry. */
   requests: Record<string, number>;
   /** What the source's rate limit has left, where it told. */
@@ -71,6 +82,8 @@ export interface PlanOptions {
   /** Whether manifests are fetched, to tell what would be sent. */
   sizes: boolean;
   nowMs: Milliseconds;
+  /** Whether a run has a task for each image, which asks both sides anew. */
+  byTasks?: boolean;
   /** Without it, indexes that are rewritten are read by each plan. */
   rewrites?: RewriteMemory | undefined;
   /** Whether a source whose rate limit leaves nothing to copies ends the planning with a Later; else that is a fault of the plan. */
@@ -92,10 +105,14 @@ export function isSettled({ repositories }: RulePlan): boolean {
   return repositories.every(({ tags }) => tags.every((tag) => !isChange(tag) && tag.referrers.length === 0));
 }
 
+/** Asked for at a time, at most: how many requests go out, each registry's queue decides. Ten thousands that wait in it would be memory, and a long turn. */
+const REPOSITORIES = 32;
+const TAGS = 256;
+
 /** One repository of the source, asked once for all targets. */
 interface SourceRepository {
   name: RepositoryName;
-  listed: ReadonlySet<string>;
+  named: DigestTags;
   selected: SelectedTag[];
   dropped: DroppedTag[];
   told: Map<Tag, Told>;
@@ -104,6 +121,8 @@ interface SourceRepository {
 class Planning {
   readonly #rule: ReplicationRule;
   readonly #registries: ReadonlyMap<string, PlanRegistry>;
+  /** What this plan asks is what the plan of a run will ask. */
+  readonly #asked: ReadonlyMap<string, PlanRegistry & { remote: AskedRemote }>;
   readonly #options: PlanOptions;
   readonly #source: PlanRegistry;
   readonly #content: SourceContent;
@@ -118,6 +137,12 @@ class Planning {
     this.#rule = rule;
     this.#registries = registries;
     this.#options = options;
+    this.#asked = new Map(
+      [...registries].map(([name, registry]) => {
+        const remote = new AskedRemote(registry.remote, registry.keeps !== undefined);
+        return [name, { ...registry, remote }];
+      }),
+    );
     this.#requestsBefore = new Map([...registries].map(([name, { requests }]) => [name, requests]));
     this.#source = this.#registry(rule.from.registry);
     this.#content = new SourceContent(this.#source, rule, options.signal, options.rewrites);
@@ -127,7 +152,7 @@ class Planning {
 
   async run(): Promise<RulePlan> {
     const names = await this.#sourceNames();
-    const planned = await Promise.all(names.map((name) => this.#repository(name)));
+    const planned = await inParallel(names, REPOSITORIES, (name) => this.#repository(name));
     const repositories = planned.flat();
     const sizes = this.#options.sizes ? await this.#sizes(repositories) : undefined;
     const { rateLimit } = this.#source.remote.state;
@@ -155,11 +180,14 @@ class Planning {
       async () => {
         const found = await queue.add(() => remote.listRepositories({ signal: this.#options.signal }));
         if (!found) throw new Error(`${name} has no list of its repositories`);
-        if (!found.some(has)) throw new Error(`none of the ${found.length} repositories that ${name} lists matches`);
         return found;
       },
       "name the repositories without *, as in library/{node,redis}",
     );
+    if (listed && !listed.some(has)) {
+      const seen = `none of the ${listed.length} repositories that ${name} lists matches`;
+      this.#fault(globs.join(", "), `${seen}: check the globs, and what the credentials see`);
+    }
     return [...new Set([...names, ...(listed ?? []).filter(has)])].sort();
   }
 
@@ -174,7 +202,7 @@ class Planning {
     return await Promise.all(
       targets.map(async (target): Promise<PlannedRepository> => {
         target.dropped.push(...source.dropped);
-        const tags = await Promise.all(source.selected.map((selected) => this.#tag(source, selected, target)));
+        const tags = await inParallel(source.selected, TAGS, (selected) => this.#tag(source, selected, target));
         return {
           source: name,
           registry: target.registry.name,
@@ -211,7 +239,7 @@ class Planning {
     return await this.#attempt(name, async () => {
       const tags = await queue.add(() => remote.listTags(name, { signal: this.#options.signal }));
       if (!tags) throw new Error(`${this.#source.name} has no such repository, or the credentials do not see it`);
-      const { selected, dropped } = selectTags(tags, this.#rule.tags);
+      const { selected, dropped } = await inTurns(selectingTags(tags, this.#rule.tags), this.#options.signal);
       if (selected.length === 0) {
         this.#fault(
           name,
@@ -219,13 +247,11 @@ class Planning {
         );
       }
       const told = new Map<Tag, Told>();
-      await Promise.all(
-        selected.map(async ({ tag }) => {
-          const head = await this.#attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
-          if (head !== undefined) told.set(tag, head);
-        }),
-      );
-      return { name, listed: new Set(tags), selected, dropped, told };
+      await inParallel(selected, TAGS, async ({ tag }) => {
+        const head = await this.#attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
+        if (head !== undefined) told.set(tag, head);
+      });
+      return { name, named: new DigestTags(tags), selected, dropped, told };
     });
   }
 
@@ -233,29 +259,41 @@ class Planning {
     const told = source.told.get(selected.tag);
     if (told === undefined) return [];
     const copies = (tag: Tag): boolean => source.told.has(tag);
-    return this.#tags.plan({ name: source.name, listed: source.listed, copies }, selected, told, target);
+    return this.#tags.plan({ name: source.name, named: source.named, copies }, selected, told, target);
   }
 
   /** Reads what would be copied, and asks the targets what of it they have. */
   async #sizes(repositories: readonly PlannedRepository[]): Promise<NonNullable<RulePlan["sizes"]>> {
     const pulled = new Set<string>();
+    const requests = new Map([...this.#asked].map(([name, { remote }]) => [name, remote.asked]));
+    const reads = new SourceReads(this.#source.keeps);
     const byRegistry = Map.groupBy(repositories, ({ registry }) => registry);
     const targets = await Promise.all(
-      [...byRegistry].map(([name, planned]) => this.#sizesAt(this.#registry(name), planned, pulled)),
+      [...byRegistry].map(([name, planned]) => this.#sizesAt(this.#registry(name), planned, pulled, reads)),
     );
-    return { targets, pulls: pulled.size };
+    for (const { registry, requests: asked } of targets) requests.set(registry, (requests.get(registry) ?? 0) + asked);
+    const { name } = this.#source;
+    if (name !== SELF) requests.set(name, (requests.get(name) ?? 0) + reads.requests);
+    else if (!byRegistry.has(SELF)) requests.delete(SELF);
+    return {
+      targets: targets.map(({ requests: _, ...sizes }) => sizes),
+      pulls: pulled.size,
+      requests: Object.fromEntries(requests),
+    };
   }
 
   async #sizesAt(
     registry: PlanRegistry,
     repositories: readonly PlannedRepository[],
     pulled: Set<string>,
-  ): Promise<TargetSizes> {
+    reads: SourceReads,
+  ): Promise<TargetSizes & { requests: number }> {
     const { queue, remote } = registry;
     const { signal } = this.#options;
     const sizes: TargetSizes = { registry: registry.name, manifests: 0, blobs: 0, bytes: 0, present: 0, mounts: 0 };
     const present = new Set<Digest>();
     const missing: { digest: Digest; sizeBytes: Bytes }[] = [];
+    const [manifests, blobs] = [new Set<string>(), new Set<string>()];
     await Promise.all(
       repositories.map((planned) =>
         this.#attempt(`${registry.name} ${planned.target}`, async () => {
@@ -264,12 +302,14 @@ class Planning {
           const absent = await this.#tags.missing({ registry, name: target }, [...closure.manifests]);
           sizes.manifests += absent.length;
           for (const digest of absent) pulled.add(`${source} ${digest}`);
+          for (const digest of closure.manifests) if (!absent.includes(digest)) manifests.add(`${target} ${digest}`);
           await Promise.all(
             [...closure.blobs].map(async ([digest, sizeBytes]) => {
               const head = await queue.add(() => remote.headBlob(target, digest, { signal }));
               if (!head) missing.push({ digest, sizeBytes });
               else {
                 sizes.present++;
+                blobs.add(`${target} ${digest}`);
                 present.add(digest);
               }
             }),
@@ -285,7 +325,39 @@ class Planning {
         present.add(digest);
       }
     }
-    return sizes;
+    const requests = await this.#requestsAt(repositories, reads, {
+      hasManifest: (repository, digest) => manifests.has(`${repository} ${digest}`),
+      hasBlob: (repository, digest) => blobs.has(`${repository} ${digest}`),
+    });
+    return { ...sizes, requests };
+  }
+
+  /** How many requests copying takes at a target. */
+  async #requestsAt(
+    repositories: readonly PlannedRepository[],
+    reads: SourceReads,
+    content: TargetContent,
+  ): Promise<number> {
+    const { byTasks = false } = this.#options;
+    const forecast = new CopyForecast(this.#rule, this.#content, reads, content);
+    let asked = 0;
+    for (const planned of repositories) {
+      const place = { from: planned.source, to: planned.target };
+      for (const { image, companions } of imagesOf(planned)) {
+        if (byTasks) {
+          const asks = asksOfTask(this.#rule, image, companions);
+          reads.ask(asks.source);
+          asked += asks.target;
+        }
+        const staged = byTasks && this.#rule.write.together;
+        // What can't be read is a fault of the plan already.
+        await forecast.image(place, image, companions, staged).catch((error: unknown) => {
+          this.#options.signal.throwIfAborted();
+          if (!(error instanceof Error) || !this.#isFault(error)) throw error;
+        });
+      }
+    }
+    return asked + forecast.requests;
   }
 
   async #closureOf(source: RepositoryName, tags: readonly PlannedTag[]): Promise<Closure> {
@@ -307,16 +379,20 @@ class Planning {
     } catch (error) {
       this.#options.signal.throwIfAborted();
       if (!(error instanceof Error)) throw error;
-      const isOurs =
-        error instanceof RemoteError ||
-        error instanceof CopyError ||
-        (error instanceof Later && this.#options.waits !== true) ||
-        error.constructor === Error ||
-        error.name === "RegistryError";
-      if (!isOurs) throw error;
+      if (!this.#isFault(error)) throw error;
       this.#fault(where, remedy === undefined ? error.message : `${error.message}: ${remedy}`);
       return undefined;
     }
+  }
+
+  #isFault(error: Error): boolean {
+    return (
+      error instanceof RemoteError ||
+      error instanceof CopyError ||
+      (error instanceof Later && this.#options.waits !== true) ||
+      error.constructor === Error ||
+      error.name === "RegistryError"
+    );
   }
 
   #fault(where: string, message: string): void {
@@ -324,7 +400,7 @@ class Planning {
   }
 
   #registry(name: string): PlanRegistry {
-    const registry = this.#registries.get(name);
+    const registry = this.#asked.get(name);
     if (!registry) throw new TypeError(`registry ${name} was not opened`);
     return registry;
   }

@@ -7,7 +7,7 @@
  *   nothing twice.
  * - While no rule waits for pushes there is no cursor: the first that does begins with what is pushed from then on.
  */
-import { setImmediate as turn } from "node:timers/promises";
+import { givingWay } from "../base/give-way.ts";
 import type { Milliseconds } from "../base/clock.ts";
 import { SELF } from "../config/replication-checks.ts";
 import type { Database, Writer } from "../db/database.ts";
@@ -49,8 +49,8 @@ export interface PushEventsDeps {
 const GATHER_MS: Milliseconds = 20;
 const LOOK_AGAIN_MS: Milliseconds = 5_000;
 const PAGE_EVENTS = 500;
-/** Pushes of a transaction: some milliseconds of the event loop. */
-const MOST_TOGETHER = 50;
+/** Pushes of a transaction: a millisecond or two of the event loop. */
+const MOST_TOGETHER = 20;
 /** The cursor is written when it lies so far back, if nothing that it passed was for a rule. */
 const MOST_BEHIND = 10_000;
 
@@ -121,15 +121,16 @@ export class PushEvents implements AsyncDisposable {
       this.#written = undefined;
       return;
     }
-    while (!this.#stop.signal.aborted) {
+    for (const giveWay = givingWay(); !this.#stop.signal.aborted; await giveWay()) {
       const page = await journal.after(this.#seen, PAGE_EVENTS);
       const last = page.at(-1);
       if (last === undefined) break;
       const pushes = page.filter(isPush).filter(({ repository }) => interest(repository));
-      for (let from = 0; from < pushes.length; from += MOST_TOGETHER)
+      for (let from = 0; from < pushes.length; from += MOST_TOGETHER) {
+        await giveWay();
         await this.#take(pushes.slice(from, from + MOST_TOGETHER));
+      }
       this.#seen = last.id;
-      await turn();
     }
     if (this.#written === undefined || this.#seen - this.#written >= MOST_BEHIND) await this.#write(this.#seen);
   }

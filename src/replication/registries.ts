@@ -10,11 +10,13 @@ import PQueue from "p-queue";
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Logger } from "../base/log.ts";
 import { SELF } from "../config/replication-checks.ts";
-import { upstreamAt, type Config, type EndpointConfig } from "../config/schema.ts";
+import { upstreamAt, type Config } from "../config/schema.ts";
 import { Later } from "../jobs/kind.ts";
+import { hiddenPlaceOf } from "../oci/hidden-place.ts";
 import { Upstream } from "../registry/upstream.ts";
 import { createRemote, limitsOf, type EndpointLimits, type Remote, type RemoteDependencies } from "../remote/remote.ts";
 import { createTarget, type Target } from "../remote/target.ts";
+import type { Endpoint } from "../remote/transport.ts";
 import { FlightRemote, type Flights } from "./flight-remote.ts";
 import { LocalRemote, type LocalRemoteParts } from "./local-remote.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
@@ -25,7 +27,7 @@ export interface RegistriesDeps {
   /** As it is now. */
   config: () => Config["replication"];
   /** This daemon, as a registry that is written to. @throws Error where it can't be reached that way */
-  self: () => Promise<EndpointConfig>;
+  self: () => Promise<Endpoint>;
   /** This daemon, as it is read. */
   local: LocalRemoteParts;
   flights: Flights;
@@ -129,7 +131,7 @@ class Registry {
     ];
     const spared = this.#spare(remotes[0]);
     this.spared = spared;
-    const alone = new Upstream(placeOf(name), { ...upstreamAt(config.url), notFoundTtl: 0 }, [spared]);
+    const alone = new Upstream(hiddenPlaceOf(name), { ...upstreamAt(config.url), notFoundTtl: 0 }, [spared]);
     // A reload changes an upstream's policy, and leaves its connections.
     const upstream = (): Upstream => {
       const now = shared && upstreams.get(shared.name);
@@ -140,6 +142,7 @@ class Registry {
       ...this.#shared(),
       name,
       remote,
+      keeps: (repository, digest) => remote.keeps(repository, digest),
       target: undefined,
       get requests() {
         return spared.asked;
@@ -223,9 +226,4 @@ function sameAs(
 ): Upstream | undefined {
   if ((auth ?? tls ?? proxy ?? bandwidth) !== undefined || requests > 0) return undefined;
   return [...upstreams].find(({ config }) => config.url === url);
-}
-
-/** Under which name content of a registry that is no upstream lies in the cache: no client's name leads there. */
-function placeOf(name: string): string {
-  return `replication.${name}`;
 }

@@ -30,7 +30,16 @@ import { jobOf, lanesOf, Runs } from "./run-job.ts";
 import { exposeRules, type RuleStatus } from "./status.ts";
 import { isDigestTag, selectTags, subjectOf } from "./tag-filter.ts";
 import { priorityOf, Tasks } from "./task-job.ts";
-import { keysOf, laneOf, RUN, type RunPayload, type RunResult, type TaskPayload, type Trigger } from "./tasks.ts";
+import {
+  keysOf,
+  laneOf,
+  registryOf,
+  RUN,
+  type RunPayload,
+  type RunResult,
+  type TaskPayload,
+  type Trigger,
+} from "./tasks.ts";
 import { scheduledRun, scheduleRuns } from "./timetable.ts";
 
 export interface ReplicatorDeps {
@@ -65,7 +74,7 @@ export class Replicator implements AsyncDisposable {
   readonly #lanes = new Set<string>();
   readonly #paused: Set<string>;
 
-  private constructor(deps: ReplicatorDeps, paused: ReadonlySet<string>) {
+  private constructor(deps: ReplicatorDeps, paused: ReadonlySet<string>, left: readonly string[]) {
     this.#deps = deps;
     this.rules = deps.rules;
     this.feed = new Feed(deps.clock);
@@ -75,7 +84,12 @@ export class Replicator implements AsyncDisposable {
     const shared = { ...deps, rows: this.#rows, keyed: this.#keyed, feed: this.feed };
     const runs = new Runs({ ...shared, openLanes: () => this.#openLanes() });
     const copies = new CopyPool(deps.clock, deps.uploads);
-    this.#tasks = new Tasks({ ...shared, copies, ended: (rule) => runs.taskEnded(rule) });
+    const add = async (task: TaskPayload): Promise<boolean> => {
+      const { joined } = await deps.queue.add(jobOf(task));
+      deps.runner.wake(laneOf(task.registry));
+      return joined;
+    };
+    this.#tasks = new Tasks({ ...shared, copies, add, ended: (rule) => runs.taskEnded(rule) });
     this.#pushes = new PushEvents({
       ...deps,
       pushedWithin: (tx, pushed, trigger) => this.pushedWithin(tx, pushed, trigger),
@@ -83,6 +97,8 @@ export class Replicator implements AsyncDisposable {
     });
     scheduleRuns({ ...deps, isPaused: (rule) => this.#paused.has(rule) });
     this.#openLanes();
+    // What is left for a registry that is configured no more has to come to its end, or its run would wait for ever.
+    for (const registry of left) this.#openLane(registry, OWN_CONCURRENCY);
     deps.metrics.onScrape(async () => {
       await this.status().then(
         (rules) => exposeRules(deps.metrics, rules),
@@ -93,7 +109,9 @@ export class Replicator implements AsyncDisposable {
 
   /** Before the runner and the schedule start. */
   static async open(deps: ReplicatorDeps): Promise<Replicator> {
-    return new Replicator(deps, await new ReplicationRows(deps.db, deps.clock).pausedRules());
+    const waiting = (await deps.queue.counts()).filter(({ state }) => state !== "dead");
+    const left = waiting.flatMap(({ kind }) => registryOf(kind) ?? []);
+    return new Replicator(deps, await new ReplicationRows(deps.db, deps.clock).pausedRules(), left);
   }
 
   /** Begins to listen for pushes: before any is taken. */
@@ -109,11 +127,13 @@ export class Replicator implements AsyncDisposable {
   #openLanes(): void {
     const { registries } = this.#deps.config();
     const concurrencies = { ...registries, [SELF]: { concurrency: OWN_CONCURRENCY } };
-    for (const [registry, { concurrency }] of Object.entries(concurrencies)) {
-      if (this.#lanes.has(registry)) continue;
-      this.#lanes.add(registry);
-      this.#tasks.register(this.#deps.runner, registry, concurrency);
-    }
+    for (const [registry, { concurrency }] of Object.entries(concurrencies)) this.#openLane(registry, concurrency);
+  }
+
+  #openLane(registry: string, concurrency: number): void {
+    if (this.#lanes.has(registry)) return;
+    this.#lanes.add(registry);
+    this.#tasks.register(this.#deps.runner, registry, concurrency);
   }
 
   /** What a run would do now. @throws RangeError: there is no such rule; RemoteError: a registry can't be opened; the signal's reason */
@@ -125,7 +145,7 @@ export class Replicator implements AsyncDisposable {
       opened.set(name, await registries.source(name));
     }
     const nowMs = clock.now();
-    const plan = await planRule(known, opened, { sizes, nowMs, rewrites: this.#rows, signal });
+    const plan = await planRule(known, opened, { sizes, nowMs, byTasks: true, rewrites: this.#rows, signal });
     if (!known.delete.mirror) return plan;
     for (const planned of plan.repositories) {
       const { remote } = await registries.source(planned.registry);
@@ -139,14 +159,22 @@ export class Replicator implements AsyncDisposable {
     return plan;
   }
 
-  /** Lets a rule run, or joins its unfinished run. @throws RangeError: there is no such rule */
+  /** Lets a rule run, or joins its unfinished run. @throws RangeError: there is no such rule; RegistryError with status 409: it is taken back */
   async run(rule: string, trigger: Trigger): Promise<Added> {
     const { queue, runner } = this.#deps;
-    this.#known(rule);
+    const known = this.#known(rule).rule;
     const payload: RunPayload = { rule, trigger };
     const added = await queue.add({ kind: RUN, payload, dedupe: rule, subject: rule, priority: priorityOf(trigger) });
-    // It may wait for its next try.
-    if (added.joined) await this.#keyed.hurry([RUN], rule);
+    if (added.joined) {
+      const job = await queue.get(added.id);
+      if ((job?.payload as RunPayload | undefined)?.undo !== undefined) {
+        const message = `what a run of the rule ${rule} has moved is being taken back: wait for the end of ${added.id}`;
+        throw new RegistryError("UNAVAILABLE", message, { status: 409 });
+      }
+      // It, or its tasks, may wait for their next try, or for what does not count by hand.
+      await this.#keyed.urge(added.id, priorityOf(trigger), { trigger });
+      for (const lane of lanesOf(known)) runner.wake(lane);
+    }
     runner.wake(RUN);
     return added;
   }
@@ -163,6 +191,8 @@ export class Replicator implements AsyncDisposable {
     }
     const { rule } = job.payload as RunPayload;
     const payload: RunPayload = { rule, trigger: "hand", undo: run };
+    // Not before the rule is paused.
+    using _ = runner.hold(RUN);
     const added = await queue.add({ kind: RUN, payload, dedupe: rule, subject: rule, priority: priorityOf("hand") });
     if (added.joined) {
       const message = `run ${added.id} of the rule ${rule} is under way: wait for its end, or cancel it`;
@@ -196,6 +226,7 @@ export class Replicator implements AsyncDisposable {
   /** Adds the tasks of what was pushed, in the transaction that notes it. @returns the kinds of jobs to be woken once that is committed */
   async pushedWithin(tx: Writer, pushed: Pushed, trigger: "push" | "webhook"): Promise<string[]> {
     const tasks = this.rules.all().flatMap(({ rule }) => tasksFor(rule, pushed));
+    this.#openLanes();
     for (const task of tasks) await this.#deps.queue.addWithin(tx, jobOf({ ...task, trigger }));
     return [...new Set(tasks.map(({ registry }) => laneOf(registry)))];
   }

@@ -1,9 +1,10 @@
 import type { Clock, Milliseconds } from "../base/clock.ts";
-import type { Database, Writer } from "../db/database.ts";
+import type { Database, SqlValue, Writer } from "../db/database.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import type { KnownCopy } from "./deletion.ts";
 import type { RewriteMemory } from "./rewrite.ts";
+import { laneOf } from "./tasks.ts";
 
 export interface RuleState {
   /** Why it is paused; undefined: it is not. */
@@ -27,8 +28,8 @@ export interface CopyMade extends CopyPlace {
   digest: Digest;
   source: RepositoryName;
   sourceDigest: Digest;
-  /** No tag was there before. Counts where nothing is known of it yet. */
-  owned: boolean;
+  /** What the tag led to before. Where it was not there, it is the rule's own. */
+  was: Digest | undefined;
 }
 
 /** A tag that a run has moved, or is about to. */
@@ -43,6 +44,12 @@ export interface Move {
 
 /** How long an index that was rewritten is remembered. */
 const REWRITES_MS: Milliseconds = 90 * 86_400_000;
+
+/** When a tag was put that is only about to be. */
+const NOT_YET_MS: Milliseconds = 0;
+const PUT = `INSERT INTO replication_copies (rule, registry, repository, tag, digest, source, source_digest, owned, copied_at)
+  VALUES (:rule, :registry, :repository, :tag, :digest, :source, :sourceDigest, :owned, :nowMs)
+  ON CONFLICT (rule, registry, repository, tag)`;
 
 const KNOWN = { paused: undefined, run: undefined, settledAtMs: undefined };
 
@@ -103,25 +110,31 @@ export class ReplicationRows implements RewriteMemory {
 
   // ---- copies ----
 
-  async copied({ rule, registry, repository, tag, digest, source, sourceDigest, owned }: CopyMade): Promise<void> {
+  /** Notes that a tag is about to be put where none is: whoever is killed before {@link copied} knows it afterwards. */
+  async copying(copy: CopyMade): Promise<void> {
+    await this.#db.transaction("lazy", (tx) => tx.run(`${PUT} DO NOTHING`, { ...putOf(copy), nowMs: NOT_YET_MS }));
+  }
+
+  /** Takes back {@link copying} of a tag that was not put. */
+  async forgetCopying({ rule, registry, repository, tag }: CopyPlace): Promise<void> {
     await this.#db.transaction("lazy", (tx) =>
       tx.run(
-        `INSERT INTO replication_copies (rule, registry, repository, tag, digest, source, source_digest, owned, copied_at)
-         VALUES (:rule, :registry, :repository, :tag, :digest, :source, :sourceDigest, :owned, :nowMs)
-         ON CONFLICT (rule, registry, repository, tag) DO UPDATE SET
+        `DELETE FROM replication_copies WHERE copied_at = ${NOT_YET_MS}
+           AND rule = :rule AND registry = :registry AND repository = :repository AND tag = :tag`,
+        { rule, registry, repository, tag },
+      ),
+    );
+  }
+
+  /** What was about to be put stays others' where others were faster. */
+  async copied(copy: CopyMade): Promise<void> {
+    await this.#db.transaction("lazy", (tx) =>
+      tx.run(
+        `${PUT} DO UPDATE SET
+           owned = CASE WHEN copied_at = ${NOT_YET_MS} AND :was <> digest THEN 0 ELSE owned END,
            digest = excluded.digest, source = excluded.source, source_digest = excluded.source_digest,
            copied_at = excluded.copied_at, gone_since = NULL`,
-        {
-          rule,
-          registry,
-          repository,
-          tag,
-          digest,
-          source,
-          sourceDigest,
-          owned: owned ? 1 : 0,
-          nowMs: this.#clock.now(),
-        },
+        { ...putOf(copy), was: copy.was ?? null, nowMs: this.#clock.now() },
       ),
     );
   }
@@ -188,6 +201,24 @@ export class ReplicationRows implements RewriteMemory {
     );
   }
 
+  /** Tags of a repository of a target for which a rule had a task, lately, that was told that its source led to `digest`. */
+  async tagsOf({ rule, registry, repository }: Omit<CopyPlace, "tag">, digest: Digest): Promise<Tag[]> {
+    const rows = await this.#db.all<{ tag: Tag }>(
+      `SELECT DISTINCT payload ->> 'tag' AS tag FROM jobs
+       WHERE kind = :kind AND subject >= :first AND subject < :beyond
+         AND payload ->> 'rule' = :rule AND payload ->> 'digest' = :digest AND payload ->> 'tag' IS NOT NULL`,
+      // The next character after a colon.
+      {
+        kind: laneOf(registry),
+        first: `${registry} ${repository}:`,
+        beyond: `${registry} ${repository};`,
+        rule,
+        digest,
+      },
+    );
+    return rows.map(({ tag }) => tag);
+  }
+
   // ---- rewritten indexes ----
 
   async rewritten(source: Digest, platforms: readonly string[]): Promise<Digest | undefined> {
@@ -213,7 +244,7 @@ export class ReplicationRows implements RewriteMemory {
 
   // ---- moves ----
 
-  /** Notes what tags led to, before they move. What an earlier try has noted is less true. */
+  /** Notes what tags led to, before they move. What an earlier try has noted is less true, unless it was that which has moved them. */
   async moving(run: number, moves: readonly Move[]): Promise<void> {
     const nowMs = this.#clock.now();
     await this.#db.transaction("durable", async (tx) => {
@@ -221,7 +252,9 @@ export class ReplicationRows implements RewriteMemory {
         await tx.run(
           `INSERT INTO replication_moves (run, registry, repository, tag, was, became, at)
            VALUES (:run, :registry, :repository, :tag, :was, :became, :nowMs)
-           ON CONFLICT (run, registry, repository, tag) DO UPDATE SET was = excluded.was, became = excluded.became`,
+           ON CONFLICT (run, registry, repository, tag) DO UPDATE SET
+             was = CASE WHEN excluded.was = became AND undone_at IS NULL THEN was ELSE excluded.was END,
+             became = excluded.became, undone_at = NULL`,
           { run, registry, repository, tag, was: was ?? null, became, nowMs },
         );
       }
@@ -254,4 +287,17 @@ export class ReplicationRows implements RewriteMemory {
       tx.run("DELETE FROM replication_moves WHERE at < :beforeMs", { beforeMs }),
     );
   }
+}
+
+function putOf({
+  rule,
+  registry,
+  repository,
+  tag,
+  digest,
+  source,
+  sourceDigest,
+  was,
+}: CopyMade): Record<string, SqlValue> {
+  return { rule, registry, repository, tag, digest, source, sourceDigest, owned: was === undefined ? 1 : 0 };
 }

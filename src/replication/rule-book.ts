@@ -5,7 +5,9 @@ import { pathText, type Fault, type Path } from "../config/faults.ts";
 import { parseReplicationRule } from "../config/load.ts";
 import { replicationFaults } from "../config/replication-checks.ts";
 import { isMapping, type Config, type ReplicationRule } from "../config/schema.ts";
-import type { Database, Reader } from "../db/database.ts";
+import type { Database, Reader, Writer } from "../db/database.ts";
+import type { Requester } from "../events/event.ts";
+import type { Journal } from "../events/journal.ts";
 
 type Section = Config["replication"];
 
@@ -39,6 +41,7 @@ export interface RuleBookDeps {
   log: Logger;
   /** Read whenever it is needed: it can be reloaded. */
   config: () => Section;
+  journal: Pick<Journal, "recordWithin" | "recorded">;
 }
 
 interface Row {
@@ -83,6 +86,10 @@ export class RuleBook {
     return this.#look().known.get(name);
   }
 
+  isFaulty(name: string): boolean {
+    return this.faulty().some((faulty) => faulty.name === name);
+  }
+
   /** Rules of the API that a changed configuration has made faulty: they do not run. */
   faulty(): readonly FaultyRule[] {
     return this.#look().faulty;
@@ -97,18 +104,21 @@ export class RuleBook {
   /**
    * Makes or replaces a rule of the API.
    * @param given as in the configuration, with or without its name
+   * @param by who does it, for the record
    * @param check is called with the ETag of the rule that is there, in the transaction: it throws where that is not the expected one
    * @throws RuleRefused with every fault; what `check` throws
    */
   async put(
     name: string,
     given: unknown,
+    by: Requester,
     check: (etag: string | undefined) => void = () => undefined,
   ): Promise<KnownRule> {
     const { db, clock, config } = this.#deps;
     const known = await db.transaction("durable", async (tx) => {
       const rows = await tx.all<Row>(LIST);
-      check(etagIn(rows, name));
+      const etag = etagIn(rows, name);
+      check(etag);
       const row = { name, rule: JSON.stringify(withName(name, given)) };
       const judged = judge(config(), [...rows.filter((other) => other.name !== name), row]);
       const faults = judged.faulty.findLast((faulty) => faulty.name === name)?.faults;
@@ -118,6 +128,7 @@ export class RuleBook {
          ON CONFLICT (name) DO UPDATE SET rule = excluded.rule, changed_at = excluded.changed_at`,
         { ...row, nowMs: clock.now() },
       );
+      await this.#record(tx, name, etag === undefined ? "made" : "replaced", by);
       return judged.known.get(name) as KnownRule;
     });
     await this.#read(db);
@@ -126,23 +137,35 @@ export class RuleBook {
 
   /**
    * Removes a rule of the API, a faulty one, too.
+   * @param by who does it, for the record
    * @param check as with {@link put}
    * @returns false: the API has made no such rule
    */
-  async remove(name: string, check: (etag: string | undefined) => void = () => undefined): Promise<boolean> {
+  async remove(
+    name: string,
+    by: Requester,
+    check: (etag: string | undefined) => void = () => undefined,
+  ): Promise<boolean> {
     const { db } = this.#deps;
     const removed = await db.transaction("durable", async (tx) => {
       const etag = etagIn(await tx.all<Row>(LIST), name);
       if (etag === undefined) return 0;
       check(etag);
+      await this.#record(tx, name, "removed", by);
       return tx.run("DELETE FROM replication_rules WHERE name = :name", { name });
     });
     await this.#read(db);
     return removed > 0;
   }
 
+  async #record(tx: Writer, name: string, detail: string, by: Requester): Promise<void> {
+    const event = { action: "access", outcome: "done", subject: `rule:${name}`, detail, by } as const;
+    await this.#deps.journal.recordWithin(tx, [event]);
+  }
+
   async #read(db: Reader): Promise<void> {
     this.#rows = await db.all<Row>(LIST);
+    this.#deps.journal.recorded();
     for (const listener of this.#listeners) listener();
   }
 

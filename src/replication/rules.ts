@@ -20,10 +20,16 @@ export type Verdict =
   /** It stays as it is; fail tells so, too. */
   | { action: "keep" | "fail"; was: Digest; because: string };
 
+/** Read once for a rule: every push asks every rule. */
+const read = new WeakMap<ReplicationRule, RepositorySet>();
+
 /** What a rule is about. @throws never for a configuration that was checked */
 export function sourcesOf(rule: ReplicationRule): RepositorySet {
+  const known = read.get(rule);
+  if (known) return known;
   const sources = readRepositories(rule.from.repositories);
   if (!sources) throw new Error(`rule ${rule.name} has a glob that stands for nothing`);
+  read.set(rule, sources);
   return sources;
 }
 

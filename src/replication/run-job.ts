@@ -5,8 +5,8 @@
  * Invariants
  * - Of one rule, one run at most is unfinished: whoever asks for another joins it.
  * - Begun again after a stop or `kill -9`, it plans anew: what has been copied is at rest, what is in the queue is joined.
- * - Tags that go together move only after every task has ended well.
- * - Nothing is deleted of a repository that could not be listed.
+ * - Tags that go together move only after every task has ended well, and where they did not, nothing is deleted either.
+ * - Nothing is deleted of a repository that could not be listed, or that the source has again by now.
  */
 import type { Clock, Milliseconds } from "../base/clock.ts";
 import type { Metrics } from "../base/metrics.ts";
@@ -16,6 +16,7 @@ import { exponential, Hopeless, Later, type JobContext } from "../jobs/kind.ts";
 import type { KeyedJobs } from "../jobs/keyed.ts";
 import type { JobQueue, NewJob } from "../jobs/queue.ts";
 import type { JobRunner, Outcome } from "../jobs/runner.ts";
+import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { deleteTag } from "./deletion.ts";
 import { dueDeletions } from "./due-deletions.ts";
 import type { Feed } from "./feed.ts";
@@ -25,9 +26,10 @@ import type { PlanRegistry } from "./plan-registry.ts";
 import type { Registries } from "./registries.ts";
 import type { ReplicationRows } from "./rows.ts";
 import type { RuleBook } from "./rule-book.ts";
+import { endsOf, fault, NOTHING, resultOf, type Ends } from "./run-result.ts";
 import { imagesOf } from "./run.ts";
-import { isDigestTag } from "./tag-filter.ts";
-import { priorityOf } from "./task-job.ts";
+import { isDigestTag, selectTags } from "./tag-filter.ts";
+import { FAULTY, FAULTY_MS, priorityOf } from "./task-job.ts";
 import {
   keysOf,
   laneOf,
@@ -39,7 +41,6 @@ import {
   type RunPayload,
   type RunResult,
   type TaskPayload,
-  type TaskResult,
 } from "./tasks.ts";
 import { opensAtMs } from "./window.ts";
 
@@ -73,13 +74,13 @@ const ATTEMPTS = 5;
 const backoffMs = exponential(30_000, 600_000);
 /** Tasks added in one transaction. */
 const GROUP = 100;
-const MOST_FAULTS = 100;
+/** Of faults of a plan, in the log. */
+const MOST_LINES = 100;
 /** Tasks that end in quick succession are counted once. */
 const COUNT_EVERY_MS: Milliseconds = 100;
 /** A task may end without this process's doing: cancelled or paused by hand. */
 const LOOK_EVERY_MS: Milliseconds = 5_000;
 const PAUSED_MS: Milliseconds = 3_600_000;
-const RESULTS_PER_PAGE = 1_000;
 const KEEP_MOVES_MS: Milliseconds = 90 * 86_400_000;
 
 export class Runs {
@@ -109,6 +110,7 @@ export class Runs {
     const { rules, rows, clock } = this.#deps;
     if (payload.undo !== undefined) return await this.#undo(payload, payload.undo, context);
     const rule = rules.get(payload.rule)?.rule;
+    if (!rule && rules.isFaulty(payload.rule)) throw new Later(FAULTY, clock.now() + FAULTY_MS);
     if (!rule) throw new Hopeless(`there is no rule ${payload.rule} any more`);
     if (payload.trigger !== "hand") {
       const { paused } = await rows.state(rule.name);
@@ -142,14 +144,22 @@ export class Runs {
     const [first] = plan.faults;
     // Nothing could be asked: later it may be.
     if (first && plan.repositories.length === 0) throw new Error(`${first.where}: ${first.message}`);
-    for (const { where, message } of plan.faults.slice(0, MOST_FAULTS)) context.line(`${where}: ${message}`);
+    for (const { where, message } of plan.faults.slice(0, MOST_LINES)) context.line(`${where}: ${message}`);
     const tasks = tasksOf(rule, payload, plan);
     await this.#add(tasks, jobId);
     this.#deps.openLanes();
     for (const lane of new Set(tasks.map(({ registry }) => laneOf(registry)))) runner.wake(lane);
     await this.#allEnded(rule.name, context);
-    const result = await this.#resultOf(plan, jobId);
-    if (rule.write.together && tasks.length > 0) await this.#moveTogether(rule, plan, result, registries, context);
+    const ends = await endsOf(plan, jobId, this.#deps.queue);
+    const { together } = rule.write;
+    if (together && (ends.failures.size > 0 || plan.faults.length > 0)) {
+      const result = resultOf(plan, ends);
+      const because = "not everything could be copied, and its tags go together: none has moved, and none is deleted";
+      if (tasks.length > 0 || rule.delete.mirror) fault(result, rule.name, because);
+      return result;
+    }
+    if (together && tasks.length > 0) await this.#moveTogether(rule, plan, ends, registries, context);
+    const result = resultOf(plan, ends);
     if (rule.delete.mirror) await this.#delete(rule, plan, result, registries, context);
     return result;
   }
@@ -200,61 +210,16 @@ export class Runs {
     }
   }
 
-  async #resultOf(plan: RulePlan, run: number): Promise<RunResult> {
-    const planned = plan.repositories.flatMap(({ tags }) => tags);
-    const count = (action: string): number => planned.filter((one) => one.action === action).length;
-    const failures = plan.repositories.flatMap(({ registry, target, tags }) =>
-      tags.flatMap((one) =>
-        one.action === "fail" ? [{ where: `${registry} ${target}:${one.tag}`, message: one.because }] : [],
-      ),
-    );
-    const result: RunResult = {
-      copied: 0,
-      unchanged: count("same"),
-      kept: count("keep"),
-      withheld: count("withhold"),
-      failed: failures.length,
-      deleted: 0,
-      sentBytes: 0,
-      mountedBytes: 0,
-      presentBytes: 0,
-      faults: [...plan.faults, ...failures].slice(0, MOST_FAULTS),
-    };
-    for (let after = 0; ;) {
-      const page = await this.#deps.queue.resultsOf(run, after, RESULTS_PER_PAGE);
-      for (const { state, subject = "", result: told, error } of page) {
-        if (state === "done") {
-          const { outcome, sentBytes, mountedBytes, presentBytes } = told as TaskResult;
-          if (outcome !== "superseded") result[outcome]++;
-          result.sentBytes += sentBytes;
-          result.mountedBytes += mountedBytes;
-          result.presentBytes += presentBytes;
-          continue;
-        }
-        result.failed++;
-        fault(result, subject, state === "cancelled" ? "it was cancelled" : (error ?? "it failed"));
-      }
-      const last = page.at(-1);
-      if (!last || page.length < RESULTS_PER_PAGE) return result;
-      after = last.id;
-    }
-  }
-
   async #moveTogether(
     rule: ReplicationRule,
     plan: RulePlan,
-    result: RunResult,
+    ends: Ends,
     registries: ReadonlyMap<string, PlanRegistry>,
     context: Context,
   ): Promise<void> {
     const { rows } = this.#deps;
     const { jobId, signal } = context;
-    if (result.failed > 0 || plan.faults.length > 0) {
-      fault(result, rule.name, "not everything could be copied, and its tags go together: none has moved");
-      return;
-    }
-    const ended = { tasks: result.copied, ended: result.copied };
-    await this.#tell(rule.name, { state: "moving", ...ended }, context);
+    await this.#tell(rule.name, { state: "moving", tasks: ends.tasks, ended: ends.tasks }, context);
     for (const [name, repositories] of Map.groupBy(plan.repositories, ({ registry }) => registry)) {
       const registry = registries.get(name);
       if (!registry?.target) throw new TypeError(`registry ${name} was not opened to be written to`);
@@ -266,13 +231,15 @@ export class Runs {
           moves.map((move) => ({ registry: name, ...move })),
         );
         // Not once they have moved: begun again after a kill, the run would find them there and not know that it has put them.
-        const moving = new Set(moves.map(({ repository, tag }) => `${repository}:${tag}`));
+        const moving = new Map(moves.map((move) => [`${move.repository}:${move.tag}`, move]));
         for (const { origin: _, ...one } of staged) {
-          if (moving.has(`${one.repository}:${one.tag}`))
-            await rows.copied({ rule: rule.name, registry: name, ...one });
+          const move = moving.get(`${one.repository}:${one.tag}`);
+          if (move) await rows.copied({ rule: rule.name, registry: name, ...one, was: move.was });
         }
       };
       for (const { outcome, repository, tag, because } of await moveTogether(staged, at, rule.write, record, signal)) {
+        const how = outcome === "moved" ? "copied" : outcome;
+        ends.outcomes.set(taskSubject({ registry: name, target: repository, tag }), how);
         if (outcome === "kept") context.line(`${name} ${repository}:${tag} stays: ${because}`);
       }
     }
@@ -296,7 +263,13 @@ export class Runs {
       const where = `${name} ${repository}`;
       try {
         const place = { rule: rule.name, registry: name, repository };
-        const due = await dueDeletions(rule, planned, { rows, remote: target, nowMs: clock.now() }, signal);
+        const know = { rows, remote: target, nowMs: clock.now() };
+        let due = await dueDeletions(rule, planned, know, signal);
+        if (due.remove.length + due.missed.length > 0 || due.refused !== undefined) {
+          // What was pushed while others were copied is not in the plan, and may have been copied by now.
+          const selected = [...planned.selected, ...(await selectedNow(rule, planned.source, registries, signal))];
+          due = await dueDeletions(rule, { ...planned, selected }, know, signal);
+        }
         if (due.refused !== undefined) fault(result, where, due.refused);
         const missed = await Promise.all(
           due.missed.map(async ({ tag, digest }) => {
@@ -331,6 +304,11 @@ export class Runs {
   async #undo({ rule }: RunPayload, run: number, context: Context): Promise<RunResult> {
     const { rows, registries } = this.#deps;
     const { signal } = context;
+    const known = this.#deps.rules.get(rule)?.rule;
+    const { running } = known ? await this.#deps.keyed.counts(lanesOf(known), keysOf(rule)) : { running: 0 };
+    // The rule is paused by now. What had begun before would move a tag that was taken back.
+    if (running > 0)
+      throw new Later(`${running} copies of the rule are at work`, this.#deps.clock.now() + LOOK_EVERY_MS);
     const result: RunResult = { ...NOTHING, faults: [] };
     const moves = await rows.moves(run);
     let ended = 0;
@@ -380,18 +358,6 @@ export class Runs {
   }
 }
 
-const NOTHING = {
-  copied: 0,
-  unchanged: 0,
-  kept: 0,
-  withheld: 0,
-  failed: 0,
-  deleted: 0,
-  sentBytes: 0,
-  mountedBytes: 0,
-  presentBytes: 0,
-};
-
 /** A task as the queue takes it. */
 export function jobOf(task: TaskPayload): NewJob {
   return {
@@ -428,13 +394,23 @@ function tasksOf(rule: ReplicationRule, { trigger }: RunPayload, plan: RulePlan)
 
 /** What is to move in a repository at the end. */
 function stagedOf({ target, tags }: PlannedRepository) {
-  return tags.flatMap((one): (StagedTag & { sourceDigest: StagedTag["digest"]; owned: boolean })[] => {
+  return tags.flatMap((one): (StagedTag & { sourceDigest: StagedTag["digest"] })[] => {
     if ((one.action !== "copy" && one.action !== "replace") || isDigestTag(one.tag)) return [];
     const { tag, digest: sourceDigest, rewritten: digest = sourceDigest, origin } = one;
-    return [{ repository: target, tag, digest, origin, sourceDigest, owned: one.action === "copy" }];
+    return [{ repository: target, tag, digest, origin, sourceDigest }];
   });
 }
 
-function fault({ faults }: RunResult, where: string, message: string): void {
-  if (faults.length < MOST_FAULTS) faults.push({ where, message });
+/** What a rule is about of a repository of its source. @throws RemoteError; Error where the source does not have it */
+async function selectedNow(
+  rule: ReplicationRule,
+  repository: RepositoryName,
+  registries: ReadonlyMap<string, PlanRegistry>,
+  signal: AbortSignal,
+): Promise<Tag[]> {
+  const source = registries.get(rule.from.registry);
+  if (!source) throw new TypeError(`registry ${rule.from.registry} was not opened`);
+  const listed = await source.queue.add(() => source.remote.listTags(repository, { signal }));
+  if (!listed) throw new Error(`${source.name} does not have ${repository} any more`);
+  return selectTags(listed, rule.tags).selected.map(({ tag }) => tag);
 }

@@ -4,8 +4,10 @@
  * plan after a run that came through is empty.
  */
 import { systemClock, type Bytes } from "../base/clock.ts";
+import { Turns } from "../base/turns.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { ImageCopies, isChange } from "./copy-image.ts";
+import type { CopyProgress } from "./copy-job.ts";
 import { KnownBlobs } from "./copy-known.ts";
 import type { PlannedRepository, PlannedTag, RulePlan } from "./plan.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
@@ -25,6 +27,7 @@ export interface RunOutcome {
 /**
  * @param plan of the same rule and registries, whose targets were opened to be written to
  * @param tell is told of each image when it has ended
+ * @param progress is told often while the bytes of one flow
  * @throws the signal's reason
  */
 export async function runPlan(
@@ -33,9 +36,11 @@ export async function runPlan(
   registries: ReadonlyMap<string, PlanRegistry>,
   tell: (outcome: RunOutcome) => void,
   signal: AbortSignal,
+  progress: (image: Pick<RunOutcome, "registry" | "name"> & CopyProgress) => void = () => {},
 ): Promise<void> {
   const source = registries.get(plan.from);
   if (!source) throw new TypeError(`registry ${plan.from} was not opened`);
+  const turns = new Turns();
   const byRegistry = Map.groupBy(plan.repositories, ({ registry }) => registry);
   await Promise.all(
     [...byRegistry].map(async ([name, repositories]) => {
@@ -48,6 +53,7 @@ export async function runPlan(
         concurrency: registry.queue.concurrency,
         clock: systemClock,
         known: new KnownBlobs(),
+        turns,
       });
       const images = repositories.flatMap((at) => imagesOf(at).map((one) => ({ at, ...one })));
       await Promise.all(
@@ -55,7 +61,8 @@ export async function runPlan(
           const named = { registry: name, name: `${at.target}:${image.tag}` };
           try {
             const found = { source: at.source, target: at.target, image, companions, staged: false };
-            tell({ ...named, ...(await copies.copy(found, signal)) });
+            const copied = await copies.copy(found, signal, (far) => progress({ ...named, ...far }));
+            tell({ ...named, ...copied });
           } catch (error) {
             signal.throwIfAborted();
             tell({ ...named, outcome: "failed", sentBytes: 0, mountedBytes: 0, notes: [(error as Error).message] });

@@ -7,7 +7,9 @@
  * made, only its configuration tells: so maxAge is asked of what would be copied, one by one, and an image that does not tell stays.
  */
 import picomatch from "picomatch";
+import type { SemVer } from "semver";
 import type { Milliseconds } from "../base/clock.ts";
+import { atOnce } from "../base/give-way.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { formatDuration } from "../config/units.ts";
 import { hexOf, algorithmOf, isDigest, type Digest } from "../oci/digest.ts";
@@ -39,21 +41,33 @@ export interface TagSelection {
 const DIGEST_TAG = /^sha(?:256|512)-[0-9a-f]{64}(?:\.|$)/;
 const NUMBERS = new Intl.Collator("en", { numeric: true });
 
+/** After so many tags, others may have the event loop. */
+const STEP = 256;
+
 /**
  * All stages that need nothing but names.
  * @param listed in any order; what is no tag, or there twice, counts for nothing
  */
 export function selectTags(listed: readonly string[], rule: ReplicationRule["tags"]): TagSelection {
+  return atOnce(selectingTags(listed, rule));
+}
+
+/** As {@link selectTags}, in steps: some repositories have a hundred thousand tags. */
+export function* selectingTags(
+  listed: readonly string[],
+  rule: ReplicationRule["tags"],
+): Generator<void, TagSelection, void> {
   const matchOf = globFinder(rule.match);
   const excludeOf = globFinder(rule.exclude);
   const alwaysOf = globFinder(rule.always);
   const inRange = rule.semver === undefined ? undefined : versionsIn(rule.semver);
   const dropped = new Map<Tag, DroppedTag>();
   const drop = (tag: Tag, stage: TagStage, why: string): void => void dropped.set(tag, { tag, stage, why });
-  const tags = [...new Set(listed)].filter(isTag).sort(newestFirst);
+  const tags = yield* newestFirst([...new Set(listed)].filter(isTag));
 
   const passed: { tag: Tag; reasons: string[] }[] = [];
-  for (const tag of tags) {
+  for (const [index, tag] of tags.entries()) {
+    if (index % STEP === 0) yield;
     const glob = matchOf(tag);
     const excluded = excludeOf(tag);
     if (isDigestTag(tag)) drop(tag, "attached", "it goes with the image that it is named after");
@@ -71,13 +85,15 @@ export function selectTags(listed: readonly string[], rule: ReplicationRule["tag
   }
 
   const reasonsOf = new Map(passed.map(({ tag, reasons }) => [tag, reasons.join(", ")]));
-  const selected = tags.flatMap((tag): SelectedTag[] => {
+  const selected: SelectedTag[] = [];
+  for (const [index, tag] of tags.entries()) {
+    if (index % STEP === 0) yield;
     const glob = isDigestTag(tag) ? undefined : alwaysOf(tag);
-    if (glob !== undefined) return [{ tag, why: `always matches ${glob}`, always: true }];
-    const why = reasonsOf.get(tag);
-    return why === undefined ? [] : [{ tag, why, always: false }];
-  });
-  for (const { tag } of selected) dropped.delete(tag);
+    const why = glob === undefined ? reasonsOf.get(tag) : `always matches ${glob}`;
+    if (why === undefined) continue;
+    selected.push({ tag, why, always: glob !== undefined });
+    dropped.delete(tag);
+  }
   return { selected, dropped: [...dropped.values()] };
 }
 
@@ -97,13 +113,31 @@ export function tooOld(
   return { tag, stage: "maxAge", why: `made on ${made}, more than ${formatDuration(maxAge)} ago` };
 }
 
-/**
- * The tags of a list that are named after an image: its signatures and the like. The one that lists its referrers is none of them: what it
- * lists, and whether it is needed, is each registry's own affair.
- */
-export function tagsNamedAfter(digest: Digest, listed: readonly string[]): Tag[] {
-  const beginning = `${algorithmOf(digest)}-${hexOf(digest).slice(0, 64)}.`;
-  return listed.filter(isTag).filter((tag) => tag.startsWith(beginning));
+/** Those tags of a list that are named after images, found by the image: there may be as many as images. */
+export class DigestTags {
+  readonly #all: ReadonlySet<string>;
+  readonly #byName = new Map<string, Tag[]>();
+
+  constructor(listed: Iterable<string>) {
+    this.#all = new Set([...listed].filter(isDigestTag));
+    for (const tag of this.#all) {
+      const dot = tag.indexOf(".");
+      if (dot < 0 || !isTag(tag)) continue;
+      const name = tag.slice(0, dot);
+      const known = this.#byName.get(name);
+      if (known) known.push(tag);
+      else this.#byName.set(name, [tag]);
+    }
+  }
+
+  has(tag: string): boolean {
+    return this.#all.has(tag);
+  }
+
+  /** An image's signatures and the like. The tag that lists its referrers is none of them: that is each registry's own affair. */
+  of(digest: Digest): readonly Tag[] {
+    return this.#byName.get(`${algorithmOf(digest)}-${hexOf(digest).slice(0, 64)}`) ?? [];
+  }
 }
 
 /** Whether a tag is named after an image's digest: its signature and the like, or the list of its referrers. */
@@ -119,15 +153,58 @@ export function subjectOf(tag: Tag): Digest | undefined {
   return isDigest(digest) ? digest : undefined;
 }
 
+type GlobFinder = (tag: string) => string | undefined;
+
+/** Compiled once for a rule: every push asks every rule. */
+const finders = new WeakMap<readonly string[], GlobFinder>();
+
 /** @returns finds the first glob that a tag matches */
-export function globFinder(globs: readonly string[]): (tag: string) => string | undefined {
-  const matchers = globs.map((glob) => ({ glob, matches: picomatch(glob, { dot: true }) }));
-  return (tag) => matchers.find(({ glob, matches }) => glob === tag || matches(tag))?.glob;
+export function globFinder(globs: readonly string[]): GlobFinder {
+  let finder = finders.get(globs);
+  if (!finder) {
+    const matchers = globs.map((glob) => ({ glob, matches: picomatch(glob, { dot: true }) }));
+    finder = (tag) => matchers.find(({ glob, matches }) => glob === tag || matches(tag))?.glob;
+    finders.set(globs, finder);
+  }
+  return finder;
 }
 
-/** A total order: which comes first does not depend on the order of the list. */
-function newestFirst(a: Tag, b: Tag): number {
-  const [x, y] = [versionOf(a), versionOf(b)];
+interface ReadTag {
+  tag: Tag;
+  /** Read once, not whenever two are compared. */
+  version: SemVer | undefined;
+}
+
+/** Sorts in steps: pieces by themselves, then always two into one. */
+function* newestFirst(tags: readonly Tag[]): Generator<void, Tag[], void> {
+  let pieces: ReadTag[][] = [];
+  for (let at = 0; at < tags.length; at += STEP) {
+    yield;
+    const piece = tags.slice(at, at + STEP).map((tag): ReadTag => ({ tag, version: versionOf(tag) }));
+    pieces.push(piece.sort(byAge));
+  }
+  while (pieces.length > 1) {
+    const merged: ReadTag[][] = [];
+    for (let at = 0; at < pieces.length; at += 2) merged.push(yield* merge(pieces[at] ?? [], pieces[at + 1] ?? []));
+    pieces = merged;
+  }
+  return (pieces[0] ?? []).map(({ tag }) => tag);
+}
+
+function* merge(left: readonly ReadTag[], right: readonly ReadTag[]): Generator<void, ReadTag[], void> {
+  const merged: ReadTag[] = [];
+  for (let l = 0, r = 0; ;) {
+    const [a, b] = [left[l], right[r]];
+    const first = a && b ? (byAge(a, b) <= 0 ? a : b) : (a ?? b);
+    if (!first) return merged;
+    if (first === a) l++;
+    else r++;
+    if (merged.push(first) % STEP === 0) yield;
+  }
+}
+
+/** The newest first. A total order: which comes first does not depend on the order of the list. */
+function byAge({ tag: a, version: x }: ReadTag, { tag: b, version: y }: ReadTag): number {
   const byVersion = x && y ? y.compare(x) : Number(y !== undefined) - Number(x !== undefined);
   return byVersion || NUMBERS.compare(b, a) || (a < b ? 1 : a > b ? -1 : 0);
 }

@@ -2,12 +2,15 @@
  * A task: one tag at one target, asked for anew on both sides, and copied. What is found then counts, not what a plan found before.
  *
  * Invariants
- * - Of several tasks for one tag of a target, one is at work at a time, and the newest has the last word: an older one gives way.
- * - What a tag led to is recorded before it moves.
+ * - Of several tasks for one tag of a target, one is at work at a time, and each asks the source anew: whichever comes last has the last word.
+ *   So an older one gives way to a newer one that has yet to begin, and that takes its place.
+ * - What a tag led to is recorded before it moves, and so is that a new one is the rule's own.
  * - A failure that waiting may mend is tried again; another is told at once, and its tag stays as it was.
  */
 import type { Clock, Milliseconds } from "../base/clock.ts";
+import { inTurns } from "../base/give-way.ts";
 import type { Metrics } from "../base/metrics.ts";
+import { Turns } from "../base/turns.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { exponential, Hopeless, Later, type JobContext } from "../jobs/kind.ts";
 import type { KeyedJobs } from "../jobs/keyed.ts";
@@ -30,10 +33,11 @@ import type { Registries, TargetRegistry } from "./registries.ts";
 import type { ReplicationRows } from "./rows.ts";
 import type { RuleBook } from "./rule-book.ts";
 import { copyName, sourcesOf } from "./rules.ts";
-import { isDigestTag, selectTags, subjectOf, type SelectedTag } from "./tag-filter.ts";
+import { DigestTags, isDigestTag, selectingTags, selectTags, subjectOf, type SelectedTag } from "./tag-filter.ts";
 import {
   keysOf,
   laneOf,
+  tagKey,
   taskPayload,
   taskSubject,
   type FeedEvent,
@@ -53,6 +57,8 @@ export interface TaskDeps {
   registries: Registries;
   copies: CopyPool;
   feed: Feed;
+  /** Adds a task. @returns whether there is one already, which is unfinished */
+  add: (task: TaskPayload) => Promise<boolean>;
   /** Told after each end of a task of a rule. */
   ended: (rule: string) => void;
 }
@@ -63,8 +69,16 @@ const backoffMs = exponential(5_000, 300_000);
 const TELL_EVERY_MS: Milliseconds = 250;
 /** How often a task of a paused rule looks again: its resuming lets it begin at once. */
 const PAUSED_MS: Milliseconds = 3_600_000;
+/** How often what belongs to an image looks whether that is there. */
+const COPYING_MS: Milliseconds = 5_000;
+/** How often what belongs to a rule that cannot be applied looks whether it can. */
+export const FAULTY_MS: Milliseconds = 300_000;
+export const FAULTY = "the rule cannot be applied as the configuration is now";
 /** Without a `Retry-After`. */
 const RATE_LIMITED_MS: Milliseconds = 60_000;
+/** Also where a registry says 0. */
+const SHORTEST_WAIT_MS: Milliseconds = 1_000;
+const LONGEST_PATIENCE_MS: Milliseconds = 86_400_000;
 
 /** All that a task works with. */
 interface Work {
@@ -82,8 +96,8 @@ const NOTHING = { sentBytes: 0, mountedBytes: 0, presentBytes: 0 };
 
 export class Tasks {
   readonly #deps: TaskDeps;
-  /** By what they are about: the last one that is at work or waits for its turn. */
-  readonly #turns = new Map<string, Promise<unknown>>();
+  /** By what they are about. */
+  readonly #turns = new Turns();
 
   constructor(deps: TaskDeps) {
     this.#deps = deps;
@@ -106,6 +120,7 @@ export class Tasks {
     const { clock, rules, rows } = this.#deps;
     const { trigger, registry } = payload;
     const rule = rules.get(payload.rule)?.rule;
+    if (!rule && rules.isFaulty(payload.rule)) throw new Later(FAULTY, clock.now() + FAULTY_MS);
     if (!rule || !isAbout(rule, payload)) return superseded("the rule is about it no more");
     if (trigger !== "hand") {
       const { paused } = await rows.state(rule.name);
@@ -113,8 +128,7 @@ export class Tasks {
       const opensMs = opensAtMs(rule.on.window, clock.now());
       if (opensMs > clock.now()) throw new Later(`it waits for ${rule.on.window} UTC`, opensMs);
     }
-    return await this.#inTurn(taskSubject(payload), async () => {
-      context.signal.throwIfAborted();
+    const work = async (): Promise<TaskResult> => {
       try {
         const { registries } = this.#deps;
         const source = await registries.source(rule.from.registry);
@@ -124,32 +138,24 @@ export class Tasks {
         return result;
       } catch (error) {
         context.signal.throwIfAborted();
-        const failure = failureOf(error, clock.now());
+        const { createdAtMs = clock.now() } = (await this.#deps.queue.get(context.jobId)) ?? {};
+        const failure = failureOf(error, clock.now(), clock.now() - createdAtMs);
         context.line(`${(error as Error).message}${failure instanceof Hopeless ? "" : "; it is tried again"}`);
         throw failure;
       }
-    });
-  }
-
-  async #inTurn<T>(subject: string, work: () => Promise<T>): Promise<T> {
-    const before = this.#turns.get(subject);
-    const turn = (before ?? Promise.resolve()).then(work);
-    const settled = turn.catch(() => undefined);
-    this.#turns.set(subject, settled);
-    try {
-      return await turn;
-    } finally {
-      if (this.#turns.get(subject) === settled) this.#turns.delete(subject);
-    }
+    };
+    return await this.#turns.take(taskSubject(payload), work, context.signal);
   }
 
   async #copy(work: Work): Promise<TaskResult> {
-    const { queue, feed } = this.#deps;
+    const { queue, keyed, feed } = this.#deps;
     const { payload, context, rule } = work;
     const subject = taskSubject(payload);
-    const newer = await queue.newerOf(laneOf(payload.registry), subject, context.jobId);
+    const job = await queue.get(context.jobId);
+    // What is wanted by hand waits for nothing that a newer one may wait for.
+    const newer = job && payload.trigger !== "hand" ? await keyed.handOver(job, tagKey(payload)) : undefined;
     if (newer !== undefined) return superseded(`task ${newer} is about the same tag`);
-    const run = (await queue.get(context.jobId))?.parent;
+    const run = job?.parent;
     feed.publish({
       type: "task",
       task: context.jobId,
@@ -166,6 +172,8 @@ export class Tasks {
     const { rows, registries, copies } = this.#deps;
     const { payload, rule, source, target, context } = work;
     const { signal } = context;
+    // A run knows whether it moves the tags. Of what was pushed, the rule tells as it is now.
+    const staged = run === undefined ? rule.write.together : (payload.staged ?? false);
     const selected = await this.#selected(work, tag);
     if (!selected) return superseded("the rule leaves it out now");
     const plans = this.#plansOf(work);
@@ -175,7 +183,7 @@ export class Tasks {
     const { digest } = told;
     const at = {
       name: payload.source,
-      listed: payload.named && new Set(payload.named),
+      named: payload.named && new DigestTags(payload.named),
       copies: (other: Tag) => selectTags([other], rule.tags).selected.length > 0,
     };
     const place = { registry: target, name: payload.target, dropped: [], attended: new Set<never>() };
@@ -188,25 +196,27 @@ export class Tasks {
     if (image.action === "fail") throw new Hopeless(`${taskSubject(payload)} is not replaced: ${image.because}`);
     const companions = others.filter(isChange);
     const became = image.rewritten ?? digest;
-    const done = { rule: rule.name, registry: target.name, repository: payload.target, tag, digest: became };
+    const was = image.action === "copy" ? undefined : image.action === "replace" ? image.was : became;
+    const spot = { rule: rule.name, registry: target.name, repository: payload.target, tag };
+    const made = { ...spot, digest: became, was, source: payload.source, sourceDigest: digest };
     if (isChange(image) || companions.length > 0 || image.referrers.length > 0) {
       const waitUntilMs = registries.mayPullAtMs(source.name, 1);
       if (waitUntilMs !== undefined) throw new Later("what is left of its rate limit is for others", waitUntilMs);
     }
-    if (run !== undefined && isChange(image) && image.action !== "mark" && !payload.staged) {
-      const was = image.action === "replace" ? image.was : undefined;
-      await rows.moving(run, [{ ...done, was, became }]);
+    const isNew = image.action === "copy" && !staged;
+    if (isNew) await rows.copying(made);
+    if (run !== undefined && (isNew || image.action === "replace") && !staged) {
+      await rows.moving(run, [{ ...spot, was, became }]);
     }
     const copied = await copies.use(rule, source, target, (images) =>
       images.copy(
-        { source: payload.source, target: payload.target, image, companions, staged: payload.staged ?? false },
+        { source: payload.source, target: payload.target, image, companions, staged },
         signal,
         this.#teller(work, run),
       ),
     );
-    if (copied.outcome !== "kept" && !payload.staged) {
-      await rows.copied({ ...done, source: payload.source, sourceDigest: digest, owned: image.action === "copy" });
-    }
+    if (copied.outcome !== "kept" && !staged) await rows.copied(made);
+    else if (isNew) await rows.forgetCopying(made);
     return { ...copied, digest: became };
   }
 
@@ -234,7 +244,11 @@ export class Tasks {
     }
     if (subject === undefined) return nothing("it refers to nothing");
     const isThere = await target.target.headManifest(payload.target, subject, { signal });
-    if (!isThere) return nothing("what it refers to is not at the target: it goes with that");
+    if (!isThere) {
+      const again = await this.#lookAgain(payload, subject);
+      if (again.length > 0) return nothing(`what it refers to is looked at anew: ${again.join(", ")}`);
+      return nothing("what it refers to is not at the target: it goes with that");
+    }
     return await this.#deps.copies.use(rule, source, target, async (images): Promise<TaskResult> => {
       const { outcome, ...copied }: ImageCopied = await images.attach(
         { source: payload.source, target: payload.target, digest, origin, tag },
@@ -244,6 +258,21 @@ export class Tasks {
     });
   }
 
+  /**
+   * Adds tasks for the tags of an image that may have waited for what was pushed to it.
+   * @throws Later: it is being copied, perhaps without that
+   */
+  async #lookAgain(payload: TaskPayload, image: Digest): Promise<Tag[]> {
+    const { rows, clock, add } = this.#deps;
+    const { rule, registry, target: repository } = payload;
+    const tags = await rows.tagsOf({ rule, registry, repository }, image);
+    for (const tag of tags) {
+      const task = { ...payload, tag, digest: image, why: "what belongs to it was pushed" };
+      if (await add(task)) throw new Later(`${repository}:${tag} is being copied`, clock.now() + COPYING_MS);
+    }
+    return tags;
+  }
+
   /** Of a tag that somebody has told of, only the list tells whether it is among the newest. */
   async #selected({ payload, rule, source, context }: Work, tag: Tag): Promise<SelectedTag | undefined> {
     const { trigger, why } = payload;
@@ -251,7 +280,8 @@ export class Tasks {
     if (always || rule.tags.newest === 0 || (trigger !== "push" && trigger !== "webhook")) return { tag, why, always };
     const { signal } = context;
     const listed = await source.queue.add(() => source.remote.listTags(payload.source, { signal }));
-    return selectTags(listed ?? [], rule.tags).selected.find((one) => one.tag === tag);
+    const { selected } = await inTurns(selectingTags(listed ?? [], rule.tags), signal);
+    return selected.find((one) => one.tag === tag);
   }
 
   #teller({ payload, context }: Work, run: number | undefined): (progress: TaskProgress) => void {
@@ -281,13 +311,14 @@ export class Tasks {
     const run = (await queue.get(jobId))?.parent;
     const told = { type: "task", task: jobId, ...(run && { run }), rule, subject } as const;
     if (outcome.how === "done") {
-      const { sentBytes, mountedBytes, presentBytes, outcome: how } = outcome.result;
+      const { sentBytes, mountedBytes, presentBytes, notes, outcome: how } = outcome.result;
       metrics.replicationImages.inc({ rule, outcome: how });
       metrics.replicationBytes.inc({ rule, how: "sent" }, sentBytes);
       metrics.replicationBytes.inc({ rule, how: "mounted" }, mountedBytes);
       metrics.replicationBytes.inc({ rule, how: "present" }, presentBytes);
-      await keyed.settle([laneOf(payload.registry)], keysOf(rule), jobId, subject);
-      feed.publish({ ...told, state: "done", outcome: how });
+      await keyed.settleSubject([laneOf(payload.registry)], keysOf(rule), jobId, subject);
+      const message = notes.length > 0 ? { message: notes.join("; ") } : {};
+      feed.publish({ ...told, state: "done", outcome: how, sentBytes, mountedBytes, ...message });
     } else if (outcome.how === "dead" || outcome.how === "failed") {
       if (outcome.how === "dead") metrics.replicationImages.inc({ rule, outcome: "failed" });
       const { message } = outcome.error as Error;
@@ -321,14 +352,17 @@ function superseded(note: string): TaskResult {
 
 const PASSING: ReadonlySet<string> = new Set(["unreachable", "timeout", "interrupted", "server", "circuitOpen"]);
 
-/** What a failure is to the queue. Pure. */
-function failureOf(error: unknown, nowMs: Milliseconds): unknown {
+/** What a failure is to the queue. Pure. @param ageMs of the task */
+function failureOf(error: unknown, nowMs: Milliseconds, ageMs: Milliseconds): unknown {
   if (error instanceof RemoteError) {
     const { fault, retryAfterSeconds, message } = error;
     const waitMs = retryAfterSeconds === undefined ? undefined : retryAfterSeconds * 1000;
-    if (fault === "rateLimited") return new Later(message, nowMs + (waitMs ?? RATE_LIMITED_MS), { cause: error });
+    const laterMs = Math.max(waitMs ?? RATE_LIMITED_MS, SHORTEST_WAIT_MS);
+    if (fault === "rateLimited") return new Later(message, nowMs + laterMs, { cause: error });
     if (PASSING.has(fault)) {
-      return waitMs === undefined ? error : new Later(message, nowMs + waitMs, { cause: error });
+      // One that asks for patience day and night is one that fails.
+      const isPatient = waitMs !== undefined && ageMs < LONGEST_PATIENCE_MS;
+      return isPatient ? new Later(message, nowMs + laterMs, { cause: error }) : error;
     }
     return new Hopeless(message, { cause: error });
   }

@@ -18,6 +18,11 @@ export function laneOf(registry: string): string {
   return `copy:${registry}`;
 }
 
+/** @returns undefined: it is no kind of tasks */
+export function registryOf(kind: string): string | undefined {
+  return kind.startsWith(laneOf("")) ? kind.slice(laneOf("").length) : undefined;
+}
+
 /** push: to this registry; webhook: another registry has told of it. */
 export const TRIGGERS = ["hand", "schedule", "push", "webhook"] as const;
 export type Trigger = (typeof TRIGGERS)[number];
@@ -99,7 +104,10 @@ export type FeedEvent =
       /** `dr mirror/library/node:18`. */
       subject: string;
       state: "running" | "done" | "waiting" | "dead" | "cancelled" | "stopped";
+      /** This and the bytes of a task that is done. */
       outcome?: TaskResult["outcome"];
+      sentBytes?: Bytes;
+      mountedBytes?: Bytes;
       message?: string;
     }
   | {
@@ -118,12 +126,22 @@ export function taskKey({ rule, target, tag, digest, staged }: TaskPayload): str
   return `${keysOf(rule)}${target}:${tag ?? ""} ${digest ?? "newest"}${staged ? " staged" : ""}`;
 }
 
+/** What the keys of a rule's tasks for one tag of a target begin with. Without a tag, each digest is one of its own. */
+export function tagKey({ rule, target, tag, digest }: TaskPayload): string {
+  return `${keysOf(rule)}${target}:${tag ?? ""} ${tag === undefined ? (digest ?? "") : ""}`;
+}
+
 /** What the keys of a rule's tasks begin with; a rule's name has no space. */
 export function keysOf(rule: string): string {
   return `${rule} `;
 }
 
 /** What a task is about, as lists show it: `dr mirror/library/node:18`. */
-export function taskSubject({ registry, target, tag, digest }: TaskPayload): string {
+export function taskSubject({
+  registry,
+  target,
+  tag,
+  digest,
+}: Pick<TaskPayload, "registry" | "target" | "tag" | "digest">): string {
   return `${registry} ${target}${tag === undefined ? `@${digest ?? ""}` : `:${tag}`}`;
 }

@@ -25,6 +25,8 @@ export function entrepotTool(lab: Lab): CopyTool {
     const folder = await lab.newFolder("replicate");
     const config = join(folder, "entrepot.yaml");
     const content = {
+      // Where no daemon runs, the command does the work by itself.
+      server: { listen: "127.0.0.1:0" },
       storage: { root: join(folder, "data") },
       replication: {
         registries: { source: { url: local(fromPort) }, target: { url: local(toPort) } },

@@ -178,7 +178,10 @@ test("the daemon does it where one runs: status, a run as it happens, its log, a
   assert.match(ran.stdout, /^✗ dr mirror\/redis:7: .+/m);
   const [, id = ""] =
     /^run (\d+) of base \(hand\): done; 1 copied, 1 failed; /m.exec(ran.stdout) ?? assert.fail(ran.stdout);
-  assert.match((await replicate("status")).stdout, new RegExp(`^base .* 1 +never .* ${id} done$`, "m"));
+  assert.doesNotMatch(ran.stdout, /^!/m, "what was told while it ran is not told again");
+  const behind = (await replicate("status")).stdout;
+  assert.match(behind, new RegExp(`^base .* 1 +never .* ${id} done$`, "m"));
+  assert.match(behind, /^! base: 1 copy failed: entrepot jobs --state dead tells why, .+ run base tries again$/m);
   const log = await replicate("log", id);
   assert.match(log.stdout, /^run \d+ of base \(hand\): done; 1 copied/m);
   assert.match(log.stdout, /^✗ dr mirror\/redis:7 \(\d+\): .+/m);
@@ -198,6 +201,11 @@ test("the daemon does it where one runs: status, a run as it happens, its log, a
 
   assert.equal((await replicate("pause", "base", "--why", "moving house")).status, 0);
   assert.match((await replicate("status")).stdout, /^! base is paused: moving house$/m);
+  assert.match((await replicate("resume", "base")).stdout, /^base goes on$/m);
+  const [, last = ""] = /(\d+) done$/m.exec((await replicate("status")).stdout) ?? assert.fail("no run has ended");
+  const undone = await replicate("undo", last);
+  assert.match(undone.stdout, new RegExp(`^run \\d+ takes back run ${last} of base: done; 1 taken back$`, "m"));
+  assert.equal((await dr.get("/v2/mirror/redis/manifests/7")).status, 404);
   assert.match((await replicate("resume", "base")).stdout, /^base goes on$/m);
   assert.match((await replicate("run", "base", "--detach")).stdout, /^run \d+ is queued: entrepot replicate log \d+/m);
   const absent = await replicate("run", "bass");
@@ -223,6 +231,20 @@ test("Ctrl-C leaves a run going, and says so", async () => {
   await until(async () => (await dr.get("/v2/mirror/node/manifests/18")).status === 200, "it is copied all the same");
 });
 
+test("list, plan and run need no daemon where there has never been one", async () => {
+  await using hub = await startUpstream();
+  await using dr = await startRegistry();
+  hub.add("library/node", "18", amd64);
+  hub.add("library/redis", "7", other);
+  await using here = await place({ ...ruleOf(hub, dr), server: { listen: "127.0.0.1:5999" } });
+  const replicate = (...args: string[]) => run(["replicate", ...args, "--config", here.config]);
+  assert.match((await replicate("list")).stdout, /^base /m);
+  assert.match((await replicate("plan", "base")).stdout, /^tags: 2 to copy; /m);
+  const ran = await replicate("run", "base");
+  assert.equal(ran.status, 0, ran.stderr);
+  assert.equal((await dr.get("/v2/mirror/node/manifests/18")).status, 200);
+});
+
 test("without a daemon, what only a daemon knows is refused with the cause", async () => {
   await using hub = await startUpstream();
   await using here = await place({ ...ruleOf(hub, undefined), server: { listen: "127.0.0.1:5999" } });
@@ -231,6 +253,8 @@ test("without a daemon, what only a daemon knows is refused with the cause", asy
     assert.equal(status, 1, command.join(" "));
     assert.match(stderr, /no daemon answers at .*start it with "entrepot serve"/);
   }
+  const nameless = await run(["replicate", "log", "--config", here.config]);
+  assert.match(nameless.stderr, /log takes ID: status has that of each rule's last run/);
   const wrong = await run(["replicate", "status", "base", "--config", here.config]);
   assert.equal(wrong.status, 2);
 });

@@ -110,6 +110,52 @@ test("what can match nothing is found before it is asked for", () => {
   ]);
 });
 
+test("a selection of tags that leaves none of any repository's is refused", () => {
+  assert.deepEqual(faultsOf([{ tags: { match: [] } }]), [
+    "rules[0].tags.match is an empty list, so that no tag is selected",
+  ]);
+  assert.deepEqual(faultsOf([{ tags: { exclude: ["*-rc", "*"] } }]), ["rules[0].tags.exclude takes away every tag"]);
+  for (const semver of [">2 <1", ">2 <1 || >4 <3"]) {
+    assert.deepEqual(faultsOf([{ tags: { semver, always: ["latest"] } }]), [
+      "rules[0].tags.semver is a range that no version is in",
+    ]);
+  }
+  for (const tags of [
+    { match: [], always: ["latest"] },
+    { exclude: ["*"], always: ["v*"] },
+    { semver: ">2 <1 || 5" },
+  ]) {
+    assert.deepEqual(faultsOf([{ tags }]), [], JSON.stringify(tags));
+  }
+});
+
+test("empty lists are told as such", () => {
+  assert.deepEqual(faultsOf([{ repositories: [] }]), ["rules[0].from.repositories is an empty list"]);
+  assert.deepEqual(faultsOf([{ to: [] }]), ["rules[0].to is an empty list"]);
+});
+
+test("this registry as a target has to be reachable over HTTP", () => {
+  const toSelf = { replication: configOf([{ to: [{ registry: "self" }] }]).replication };
+  const causes = (server: object): string[] => {
+    try {
+      parseConfig({ ...toSelf, server });
+    } catch (error) {
+      assert.ok(error instanceof ConfigError);
+      return error.faults.map(({ path, cause }) => `${path} ${cause}`);
+    }
+    return [];
+  };
+  const tls = { certificate: "a.pem", key: "b.pem" };
+  const path = "replication.rules[0].to[0].registry";
+  assert.deepEqual(causes({ listen: "unix:/run/entrepot.sock" }), [
+    `${path} is this registry, which is written to over HTTP, and server.listen is a Unix socket`,
+  ]);
+  assert.deepEqual(causes({ tls }), [
+    `${path} is this registry, which is written to by the name in its certificate, which is not told`,
+  ]);
+  assert.deepEqual(causes({ tls, publicUrl: "https://mirror.lan" }), []);
+});
+
 test("a copy's name has known placeholders, and is one that a repository can have", () => {
   assert.deepEqual(faultsOf([{ to: dr("mirror/{{repo}}") }]), [
     "rules[0].to[0].repository has a placeholder that stands for nothing",

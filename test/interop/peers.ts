@@ -51,7 +51,7 @@ export async function startPeer(kind: PeerKind, folder: string): Promise<Peer> {
           validation: { manifests: { indexes: { platforms: "none" } } },
         };
   await writeFile(file, JSON.stringify(content));
-  const ready = kind === "zot" ? /"port":(\d+),.*listening on kernel chosen port/ : /listening on 127[.0-9]+:(\d+)/;
+  const ready = kind === "zot" ? /listening on kernel chosen port","port":(\d+)/ : /listening on 127[.0-9]+:(\d+)/;
   // Where distribution 3 would tell of its requests, nobody listens.
   const env = { OTEL_TRACES_EXPORTER: "none" };
   const { daemon, match } = await startDaemon({ path: program }, ["serve", file], ready, { env });

@@ -223,25 +223,6 @@ test("a job's parts are counted, read in pages with what became of them, and can
   assert.equal((await queue.get(parts[1] ?? 0))?.parent, parent, "also of what is retried by hand");
 });
 
-test("whoever works at a subject learns of the newest job about it, dead and cancelled ones aside", async () => {
-  await using jobs = await startJobs();
-  const { queue } = jobs;
-  const about = { subject: "dr app:1" };
-  const first = await added(jobs, about);
-  await queue.end(await claimed(jobs), NOTHING, { state: "dead", error: "no" });
-  assert.equal(await queue.newerOf("work", "dr app:1", first), undefined);
-  const second = await added(jobs, about);
-  const third = await added(jobs, about);
-  await added(jobs, { subject: "dr app:2" });
-  await added(jobs, { ...about, kind: "other" });
-  assert.equal(await queue.newerOf("work", "dr app:1", first), third);
-  await queue.cancel(third);
-  assert.equal(await queue.newerOf("work", "dr app:1", first), second);
-  await queue.end(await claimed(jobs), NOTHING, { state: "done", result: 1 });
-  assert.equal(await queue.newerOf("work", "dr app:1", first), second);
-  assert.equal(await queue.newerOf("work", "dr app:1", second), undefined);
-});
-
 test("retry gives all attempts anew, to what is dead or cancelled, unless its key is taken", async () => {
   await using jobs = await startJobs();
   const { queue } = jobs;

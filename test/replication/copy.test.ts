@@ -16,7 +16,7 @@ import { has, send } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, makeIndex, virtualBlob, type Image } from "../kit/images.ts";
 import { startRegistry, type RegistryOptions, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
-import { startBetween, type Between } from "./between.ts";
+import { startBetween, type Between, type Trick } from "./between.ts";
 
 const MIB = 1024 * 1024;
 const AMD = { os: "linux", architecture: "amd64" };
@@ -164,8 +164,15 @@ test("with platforms, an index is copied as it is without the others; a target t
   assert.ok(await has(registry, "team/app", amd));
   assert.ok(!(await has(registry, "team/app", arm)));
 
-  way.trick = ({ method, path }) =>
-    method === "PUT" && !path.includes(amd.digest) && path.includes("/manifests/") ? { status: 201 } : undefined;
+  const onIndex = (answer: Trick): void => {
+    way.trick = ({ method, path }) =>
+      method === "PUT" && !path.includes(amd.digest) && path.includes("/manifests/") ? answer : undefined;
+  };
+  // As zot does.
+  onIndex({ status: 400, body: '{"errors":[{"code":"MANIFEST_INVALID","detail":{"reference":"1"}}]}' });
+  await assert.rejects(copier.copy(from("team/app", "1"), never), fault("sparse", /MANIFEST_INVALID.*copy all/));
+
+  onIndex({ status: 201 });
   const result = await (await stage.copier({ platforms: ["linux/amd64"] })).copy(from("team/app", "1"), never);
   assert.equal(result.outcome, "copied");
   const none = await stage.copier({ platforms: ["linux/s390x"] });
@@ -250,6 +257,22 @@ test("a child that the target said to have and has not is copied once more", asy
   assert.equal((await (await stage.copier()).copy(from("team/app", "1"), never)).outcome, "copied");
   assert.ok(await has(registry, "team/app", image));
   assert.equal(way.uploadedBytes(), sizeOf(image));
+});
+
+test("what a target has lost since it was copied is copied once more", async () => {
+  await using stage = await startStage();
+  const { source, registry } = stage;
+  const image = makeImage({ layers: [1000] });
+  const index = makeIndex([[AMD, image]]);
+  source.add("team/app", "1", index);
+  const copier = await stage.copier();
+  await copier.copy(from("team/app", "1"), never);
+  for (const { digest } of [index, image]) {
+    assert.equal((await registry.send("DELETE", `/v2/team/app/manifests/${digest}`)).status, 202);
+  }
+  assert.equal((await copier.copy(from("team/app", "1"), never)).outcome, "copied");
+  assert.ok(await has(registry, "team/app", image));
+  assert.equal(await tagged(stage, "team/app", "1"), index.digest);
 });
 
 test("wrong bytes are never completed, and end their image alone", async () => {

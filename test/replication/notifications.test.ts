@@ -164,3 +164,18 @@ test("whatever JSON comes, it is read or refused as unread", () => {
     }),
   );
 });
+
+test("a notification tells of a thousand events at most, however it is written", () => {
+  const event = (index: number) => ({ action: "push", target: { repository: "team/app", tag: `v${index}` } });
+  const events = (count: number) => Array.from({ length: count }, (_, index) => event(index));
+  assert.equal(read({ events: events(1000) }).length, 1000);
+  assert.equal(read(events(1000)).length, 1000);
+  const quay = {
+    repository: "a",
+    docker_url: "b",
+    updated_tags: Array.from({ length: 1001 }, (_, index) => `v${index}`),
+  };
+  for (const many of [{ events: events(1001) }, events(1001), Array.from({ length: 100_000 }, () => ({})), quay]) {
+    assert.throws(() => read(many), /send 1000 at once, at most/);
+  }
+});

@@ -249,6 +249,12 @@ test("globs find repositories in the source's list; without a list, the fault sa
   const flat = await plan(hub, dr, { repositories: ["*/app"], to: "flat/{{name}}" });
   assert.match(flat.faults[0]?.message ?? "", /would be flat\/app, as that of other\/app/);
 
+  const none = await plan(hub, dr, { repositories: ["nobody/*"] });
+  assert.deepEqual(
+    none.faults.map(({ where, message }) => [where, message.replace(/\d+/, "N")]),
+    [["nobody/*", "none of the N repositories that hub lists matches: check the globs, and what the credentials see"]],
+  );
+
   await using mute = await startUpstream();
   mute.add("library/app", "1", amd64);
   const { faults, repositories } = await plan(mute, dr, { repositories: ["library/*", "library/app"] });

@@ -18,6 +18,7 @@ import type { RepositoryName, Tag } from "../../src/oci/reference.ts";
 import { PushEvents } from "../../src/replication/push-events.ts";
 import { RuleBook } from "../../src/replication/rule-book.ts";
 import { until } from "../kit/registry.ts";
+import { BY } from "./record.ts";
 
 interface Stage extends AsyncDisposable {
   db: Database;
@@ -63,7 +64,7 @@ async function stage(given: object = section("team/**")): Promise<Stage> {
   );
   const read = (raw: object): Config["replication"] => parseConfig({ replication: raw }).replication;
   let config = read(given);
-  const rules = await RuleBook.open({ db, clock: systemClock, log, config: () => config });
+  const rules = await RuleBook.open({ db, clock: systemClock, log, journal, config: () => config });
   const queue = new JobQueue(db, systemClock);
   const woken: string[] = [];
   const owned = stack.move();
@@ -188,16 +189,20 @@ test("a rule that the API adds gets what is pushed from then on, and without any
   await using s = await stage({ registries: DR });
   await s.start();
   await s.record({ tag: "1" as Tag });
-  await s.rules.put("made", {
-    from: { registry: "self", repositories: ["team/*"] },
-    to: [{ registry: "dr" }],
-    on: { push: true },
-  });
-  await until(async () => (await cursor(s)) === 1, "it has begun");
+  await s.rules.put(
+    "made",
+    {
+      from: { registry: "self", repositories: ["team/*"] },
+      to: [{ registry: "dr" }],
+      on: { push: true },
+    },
+    BY,
+  );
+  await until(async () => (await cursor(s)) !== undefined, "it has begun");
   await s.record({ tag: "2" as Tag });
   await until(() => s.woken.length > 0, "it is looked at");
   assert.deepEqual(await s.tasks(), ["push self team/app:2"]);
-  await s.rules.remove("made");
+  await s.rules.remove("made", BY);
   await until(async () => (await cursor(s)) === undefined, "nobody waits");
   await s.record({ tag: "3" as Tag });
   s.configure(section("team/app"));

@@ -197,6 +197,23 @@ test("this registry is written to as any other, by its operator", async () => {
   assert.deepEqual([tag, actor], ["1", "operator"], JSON.stringify(body));
 });
 
+test("this registry is written to where it listens, and its operator's secret goes nowhere else, wherever its public name leads", async () => {
+  await using source = await startUpstream();
+  source.add("team/app", "1", image);
+  await using elsewhere = await startBetween(source.url);
+  await using copying = await startCopying({
+    config: {
+      server: { publicUrl: elsewhere.url },
+      access: { open: false },
+      hosted: { namespaces: ["mirror"] },
+      replication: { registries: { hub: { url: source.url } }, rules: [rule("hub", ["self"], ["team/app"])] },
+    },
+  });
+  await run(copying);
+  assert.deepEqual((await copying.daemon.get("/v2/mirror/app/manifests/1", copying.operator)).bytes, image.manifest);
+  assert.deepEqual(elsewhere.passed, []);
+});
+
 test("copies leave the reserve of a rate limit to those who pull, and go on when it has grown", async () => {
   const rateLimit = { limit: 100, remaining: 42, windowSeconds: 60 };
   await using source = await startUpstream({ rateLimit });

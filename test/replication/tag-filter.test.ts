@@ -5,7 +5,7 @@ import { parseConfig } from "../../src/config/load.ts";
 import type { ReplicationRule } from "../../src/config/schema.ts";
 import { digestOf } from "../../src/oci/digest.ts";
 import type { Tag } from "../../src/oci/reference.ts";
-import { selectTags, tagsNamedAfter, tooOld } from "../../src/replication/tag-filter.ts";
+import { DigestTags, selectingTags, selectTags, tooOld } from "../../src/replication/tag-filter.ts";
 
 type Tags = ReplicationRule["tags"];
 
@@ -76,7 +76,7 @@ test("a tag that is named after a digest goes with its image, whatever matches",
     ["1"],
   );
   assert.deepEqual(new Set(dropped.map(({ stage }) => stage)), new Set(["attached"]));
-  assert.deepEqual(tagsNamedAfter(digest, ["1", `${name}.sig`, name, `${name}x`]), [`${name}.sig`]);
+  assert.deepEqual(new DigestTags(["1", `${name}.sig`, name, `${name}x`]).of(digest), [`${name}.sig`]);
 });
 
 test("maxAge drops what is known to be older, and neither always nor what does not tell", () => {
@@ -175,4 +175,28 @@ test("a condition more never selects a tag more, but for the places that newest 
       for (const tag of all) assert.ok(wider.has(tag), tag);
     }),
   );
+});
+
+test("twenty thousand tags are sorted and selected in small steps", () => {
+  const tags = Array.from({ length: 20_000 }, (_, index) => `v1.${(index * 7919) % 20_000}`);
+  const rule = tagsOf({ exclude: ["*-rc*"] });
+  const steps = selectingTags(tags, rule);
+  let count = 0;
+  let step = steps.next();
+  for (; !step.done; step = steps.next()) count++;
+  // Each level of the sort and both passes: no step is about more than 256 tags.
+  assert.ok(count >= (20_000 / 256) * 9, String(count));
+  assert.deepEqual(
+    step.value.selected.map(({ tag }) => tag),
+    Array.from({ length: 20_000 }, (_, index) => `v1.${19_999 - index}`),
+  );
+});
+
+test("tags that are named after images are found by the image, however many there are", () => {
+  const digests = Array.from({ length: 20_000 }, (_, index) => digestOf(Buffer.from(String(index))));
+  const named = new DigestTags(digests.flatMap((digest) => [`${digest.replace(":", "-")}.sig`, "latest"]));
+  const startedMs = process.threadCpuUsage().user;
+  for (const digest of digests) assert.deepEqual(named.of(digest), [`${digest.replace(":", "-")}.sig`]);
+  // To go through all of them for each took 30 s.
+  assert.ok(process.threadCpuUsage().user - startedMs < 3_000_000);
 });

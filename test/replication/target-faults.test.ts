@@ -266,6 +266,8 @@ test("credentials that may only read are told of before a byte is read or sent",
   const body = '{"errors":[{"code":"DENIED"}]}';
   stage.play(({ method }) => (method === "POST" || method === "PUT" ? { status: 403, body } : undefined));
   await assert.rejects(stage.copy("1"), /refuses an upload \(403 DENIED\): check what the credentials may write/);
+  stage.play(({ method }) => (method === "POST" ? { status: 405 } : undefined));
+  await assert.rejects(stage.copy("1"), /refuses an upload \(405\): check that it is not read-only/);
   assert.equal(stage.way.uploadedBytes(), 0);
   assert.equal(stage.source.hits("GET", "/blobs/"), 0);
   await assertNoTag(stage, "1");

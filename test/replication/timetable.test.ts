@@ -6,6 +6,7 @@ import { RuleBook } from "../../src/replication/rule-book.ts";
 import { scheduledRun, scheduleRuns } from "../../src/replication/timetable.ts";
 import { startJobs, type TestJobs } from "../jobs/jobs.ts";
 import { until } from "../kit/registry.ts";
+import { BY, startJournal } from "./record.ts";
 
 const REGISTRIES = { dr: { url: "https://dr.example:5000" } };
 
@@ -35,9 +36,10 @@ test("rules run by their cron within their window, those of the API too; paused 
       ],
     },
   });
-  const rules = await RuleBook.open({ ...jobs, config: () => replication });
+  await using journal = await startJournal(jobs.db);
+  const rules = await RuleBook.open({ ...jobs, journal, config: () => replication });
   const { name: _, ...made } = { ...rule("made", { cron: "0 * * * *" }) } as Record<string, unknown>;
-  await rules.put("made", made);
+  await rules.put("made", made, BY);
   const look = async (): Promise<void> => {
     const schedule = new JobSchedule({ ...jobs, runner: jobs.runner().runner, look: () => undefined });
     scheduleRuns({ schedule, rules, isPaused: (name) => name === "paused" });
@@ -60,13 +62,14 @@ test("a rule that the API adds has its place in the schedule at once, and tells 
   await using jobs = await startJobs();
   await using running = jobs.runner();
   const { replication } = parseConfig({ replication: { registries: REGISTRIES } });
-  const rules = await RuleBook.open({ ...jobs, config: () => replication });
+  await using journal = await startJournal(jobs.db);
+  const rules = await RuleBook.open({ ...jobs, journal, config: () => replication });
   const schedule = new JobSchedule({ ...jobs, runner: running.runner, look: () => undefined });
   scheduleRuns({ schedule, rules, isPaused: () => false });
   at(jobs, "2030-01-01T12:30:00Z");
   schedule.start();
   const { name: _, ...given } = rule("made", { cron: "0 13 * * *", window: "20:00-06:00" }) as Record<string, unknown>;
-  const made = await rules.put("made", given);
+  const made = await rules.put("made", given, BY);
   const known = async (): Promise<number> => (await jobs.db.all("SELECT name FROM schedules")).length;
   await until(async () => (await known()) === 1, "it counts from now");
   await schedule.stop();

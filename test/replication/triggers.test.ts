@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { connect } from "node:net";
+import { text } from "node:stream/consumers";
 import { test } from "node:test";
 import { parseConfig } from "../../src/config/load.ts";
 import { pushImage, select } from "../kit/hosted.ts";
@@ -55,6 +57,29 @@ for (const format of ["distribution", "cloudevents"]) {
     assert.doesNotMatch(bytes.toString(), /-4711/);
   });
 }
+
+test("what is no registry's name is not found, and not repeated in the record of events", async () => {
+  await using copy = await startRegistry();
+  const { hostname, port } = new URL(copy.url);
+  const post = async (name: string): Promise<string> => {
+    await using socket = connect({ host: hostname, port: Number(port) });
+    socket.write(
+      `POST /api/v1/replication/registries/${name}/notifications HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n`,
+      "latin1",
+    );
+    return await text(socket);
+  };
+  assert.match(await post("unknown"), /^HTTP\/1.1 401 /);
+  assert.match(await post("\u009b31mred"), /^HTTP\/1.1 (?:400|403|404) /);
+  assert.match(await post("other"), /^HTTP\/1.1 401 /);
+  const noted = async (): Promise<string[]> => {
+    const { bytes } = await copy.get("/api/v1/events?action=login");
+    return (JSON.parse(bytes.toString()) as { items: { detail: string }[] }).items.map(({ detail }) => detail);
+  };
+  await until(async () => (await noted()).length === 2, "the attempts are recorded");
+  const told = "a wrong secret in a notification of the registry";
+  assert.deepEqual(await noted(), [`${told} other`, `${told} unknown`]);
+});
 
 test("a rule that the API makes copies what is pushed from then on, without a restart", async () => {
   await using target = await startRegistry();

@@ -27,7 +27,7 @@ const event = z
       .string()
       .optional()
       .describe(
-        "Whom or what a login or a change of rights is about: user:alice, team:backend, namespace:team, robot:ci.",
+        "Whom or what a login or a change of rights is about: user:alice, team:backend, namespace:team, robot:ci, rule:base.",
       ),
     tag: z.string().optional().describe("Absent where it was asked for by digest."),
     digest: z.string().optional(),

@@ -19,7 +19,7 @@
  * }
  * ```
  *
- * and is named where app.ts makes the routes. Schemas of answers are in `schemas.ts` (`z.object`, with `.meta({ id: "Widget" })` to become a
+ * and is named where app-http.ts makes the routes. Schemas of answers are in `schemas.ts` (`z.object`, with `.meta({ id: "Widget" })` to become a
  * component); times are ISO 8601 texts (`isoTime(ms)`), sizes are bytes. Parameters and bodies are strict: what an operation does not
  * name is refused. A parameter of the query is a text: use `wholeNumber(min, max)` for a number.
  * A repository's name in a path is one segment, its slashes written %2F: `/repositories/docker.io%2Flibrary%2Falpine/tags`.

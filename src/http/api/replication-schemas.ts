@@ -166,6 +166,9 @@ export const rulePlan = z
           }),
         ),
         pulls: amount,
+        requests: z
+          .record(z.string(), amount)
+          .describe("That a run will send, by registry: its own planning, and copying; without those for tokens."),
       })
       .optional(),
     requests: z.record(z.string(), amount).describe("That the plan took, by registry."),
@@ -193,6 +196,8 @@ export const feedEvent = z
       subject: z.string(),
       state: z.enum(["running", "done", "waiting", "dead", "cancelled", "stopped"]),
       outcome: z.string().optional(),
+      sentBytes: amount.optional(),
+      mountedBytes: amount.optional(),
       message: z.string().optional(),
     }),
     z.object({

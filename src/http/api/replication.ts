@@ -125,9 +125,9 @@ export function replicationOperations({ replicator, history }: ReplicationOperat
       },
       etag: true,
       matches: true,
-      handle: async ({ params, body, checkMatch }) => {
+      handle: async ({ params, body, checkMatch, by }) => {
         let isNew = true;
-        const put = rules.put(params.rule, body, (etag) => {
+        const put = rules.put(params.rule, body, by, (etag) => {
           isNew = etag === undefined;
           checkMatch(etag);
         });
@@ -147,8 +147,8 @@ export function replicationOperations({ replicator, history }: ReplicationOperat
       answers: { 204: { description: "It is gone" } },
       problems: ["not-found", "conflict"],
       matches: true,
-      handle: async ({ params, checkMatch }) => {
-        if (await rules.remove(params.rule, checkMatch)) return { status: 204 };
+      handle: async ({ params, checkMatch, by }) => {
+        if (await rules.remove(params.rule, by, checkMatch)) return { status: 204 };
         foundRule(params.rule);
         throw new Problem("conflict", `the rule ${params.rule} stands in the configuration: remove it there`);
       },

@@ -172,7 +172,7 @@ export function repositoryOperations(deps: RepositoriesDeps): Operation[] {
         checkMatch((await findTag(name, params.tag)).digest);
         if (upstream === undefined) {
           const condition = ifMatch === undefined ? {} : { ifMatch };
-          await hosted.deleteManifest({ kind: "hosted", repository: name }, params.tag, condition, by);
+          await hosted.deletion.manifest({ kind: "hosted", repository: name }, params.tag, condition, by);
         } else await catalog.removeTag(name, params.tag);
         return { status: 204 };
       },

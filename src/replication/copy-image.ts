@@ -175,3 +175,19 @@ function thereOf(planned: PlannedTag): CopyRequest["there"] {
 function existingOf({ action }: PlannedTag, existing: Existing): Existing {
   return action === "replace" ? "replace" : existing;
 }
+
+/** What there is to copy in a repository: each image with the tags that are named after it, which one of its tags brings. */
+export function imagesOf({ tags }: { tags: readonly PlannedTag[] }): { image: PlannedTag; companions: PlannedTag[] }[] {
+  const images = tags.filter(({ companionOf }) => companionOf === undefined);
+  const companions = Map.groupBy(
+    tags.filter((tag) => isChange(tag)),
+    ({ companionOf }) => companionOf,
+  );
+  return images.flatMap((image) => {
+    const attached = companions.get(image.digest) ?? [];
+    companions.delete(image.digest);
+    return isChange(image) || attached.length > 0 || image.referrers.length > 0
+      ? [{ image, companions: attached }]
+      : [];
+  });
+}

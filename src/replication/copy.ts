@@ -160,12 +160,11 @@ export class Copier {
       return { ...result, outcome: "kept" };
     }
     let found = told.found ?? (await this.#fetch(job, source));
-    let byTag = false;
     const mode = rewritten === undefined ? "sparse" : "rewrite";
     if (present !== wanted || attached === "always" || rewritten !== undefined) {
       const isNew = !isTag(to.reference) && present === undefined && mode === "sparse";
       const isAlone = attached === "never" || told.isAttended === true;
-      byTag = isTag(to.reference) && isAlone && mode === "sparse" && isStoredByTag(found);
+      const byTag = isTag(to.reference) && isAlone && mode === "sparse" && isStoredByTag(found);
       const root = await this.#content(job, found, mode, { ...ASKED, found, isNew, byTag });
       if (attached !== "never") {
         const isAttended = told.isAttended === true && root.made === undefined;

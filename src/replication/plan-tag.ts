@@ -40,7 +40,7 @@ export interface TagSource {
   /** Its tags that are named after images; undefined: they were not asked for. */
   named: DigestTags | undefined;
   /** Whether the rule copies a tag of it. */
-  copies: (tag: Tag) => boolean;
+  copies: (tag: Tag) => boolean | Promise<boolean>;
 }
 
 /** A place where copies of a source repository go. */
@@ -165,7 +165,8 @@ export class TagPlans {
     if (there === null) throw new Error(`${registry.name} does not tell what ${name}:${tag} points to`);
     const byRule = judgeTag(tag, told.digest, there?.digest, this.#rule.write);
     const verdict = judgePushes(byRule, told, there, this.#options.nowMs);
-    if (verdict.action !== "replace" || !verdict.backup || !source.copies(verdict.backup)) return verdict;
+    if (verdict.action !== "replace" || !verdict.backup) return verdict;
+    if (!(await source.copies(verdict.backup))) return verdict;
     return { action: "fail", was: verdict.was, because: `its backup ${verdict.backup} is a tag that is copied, too` };
   }
 

@@ -17,14 +17,13 @@ import { SELF } from "../config/replication-checks.ts";
 import { AskedRemote } from "./asked-remote.ts";
 import { SourceContent, type Closure } from "./content.ts";
 import { CopyError } from "./copy-error.ts";
-import { isChange } from "./copy-image.ts";
+import { imagesOf, isChange } from "./copy-image.ts";
 import type { DeletionPlan } from "./deletion.ts";
 import { asksOfTask, CopyForecast, SourceReads, type TargetContent } from "./forecast.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 import { TagPlans, type PlannedTag, type TagPlanOptions, type TargetRepository } from "./plan-tag.ts";
 import type { RewriteMemory } from "./rewrite.ts";
 import { copyName, sourcesOf } from "./rules.ts";
-import { imagesOf } from "./run.ts";
 import { DigestTags, selectingTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
 export type { PlannedTag } from "./plan-tag.ts";
@@ -271,12 +270,12 @@ class Planning {
     const targets = await Promise.all(
       [...byRegistry].map(([name, planned]) => this.#sizesAt(this.#registry(name), planned, pulled, reads)),
     );
-    for (const { registry, requests: asked } of targets) requests.set(registry, (requests.get(registry) ?? 0) + asked);
+    for (const { sizes, asked } of targets) requests.set(sizes.registry, (requests.get(sizes.registry) ?? 0) + asked);
     const { name } = this.#source;
     if (name !== SELF) requests.set(name, (requests.get(name) ?? 0) + reads.requests);
     else if (!byRegistry.has(SELF)) requests.delete(SELF);
     return {
-      targets: targets.map(({ requests: _, ...sizes }) => sizes),
+      targets: targets.map(({ sizes }) => sizes),
       pulls: pulled.size,
       requests: Object.fromEntries(requests),
     };
@@ -287,7 +286,7 @@ class Planning {
     repositories: readonly PlannedRepository[],
     pulled: Set<string>,
     reads: SourceReads,
-  ): Promise<TargetSizes & { requests: number }> {
+  ): Promise<{ sizes: TargetSizes; asked: number }> {
     const { queue, remote } = registry;
     const { signal } = this.#options;
     const sizes: TargetSizes = { registry: registry.name, manifests: 0, blobs: 0, bytes: 0, present: 0, mounts: 0 };
@@ -325,11 +324,11 @@ class Planning {
         present.add(digest);
       }
     }
-    const requests = await this.#requestsAt(repositories, reads, {
+    const asked = await this.#requestsAt(repositories, reads, {
       hasManifest: (repository, digest) => manifests.has(`${repository} ${digest}`),
       hasBlob: (repository, digest) => blobs.has(`${repository} ${digest}`),
     });
-    return { ...sizes, requests };
+    return { sizes, asked };
   }
 
   /** How many requests copying takes at a target. */

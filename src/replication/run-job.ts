@@ -17,6 +17,7 @@ import type { KeyedJobs } from "../jobs/keyed.ts";
 import type { JobQueue, NewJob } from "../jobs/queue.ts";
 import type { JobRunner, Outcome } from "../jobs/runner.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
+import { imagesOf } from "./copy-image.ts";
 import { deleteTag } from "./deletion.ts";
 import { dueDeletions } from "./due-deletions.ts";
 import type { Feed } from "./feed.ts";
@@ -27,7 +28,6 @@ import type { Registries } from "./registries.ts";
 import type { ReplicationRows } from "./rows.ts";
 import type { RuleBook } from "./rule-book.ts";
 import { endsOf, fault, NOTHING, resultOf, type Ends } from "./run-result.ts";
-import { imagesOf } from "./run.ts";
 import { isDigestTag, selectTags } from "./tag-filter.ts";
 import { FAULTY, FAULTY_MS, priorityOf } from "./task-job.ts";
 import {

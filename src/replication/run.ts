@@ -6,10 +6,10 @@
 import { systemClock, type Bytes } from "../base/clock.ts";
 import { Turns } from "../base/turns.ts";
 import type { ReplicationRule } from "../config/schema.ts";
-import { ImageCopies, isChange } from "./copy-image.ts";
+import { ImageCopies, imagesOf } from "./copy-image.ts";
 import type { CopyProgress } from "./copy-job.ts";
 import { KnownBlobs } from "./copy-known.ts";
-import type { PlannedRepository, PlannedTag, RulePlan } from "./plan.ts";
+import type { RulePlan } from "./plan.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 
 /** How one image ended: a tag, or what came along with it. */
@@ -71,20 +71,4 @@ export async function runPlan(
       );
     }),
   );
-}
-
-/** What there is to copy in a repository: each image with the tags that are named after it, which one of its tags brings. */
-export function imagesOf({ tags }: PlannedRepository): { image: PlannedTag; companions: PlannedTag[] }[] {
-  const images = tags.filter(({ companionOf }) => companionOf === undefined);
-  const companions = Map.groupBy(
-    tags.filter((tag) => isChange(tag)),
-    ({ companionOf }) => companionOf,
-  );
-  return images.flatMap((image) => {
-    const attached = companions.get(image.digest) ?? [];
-    companions.delete(image.digest);
-    return isChange(image) || attached.length > 0 || image.referrers.length > 0
-      ? [{ image, companions: attached }]
-      : [];
-  });
 }

@@ -184,7 +184,9 @@ export class Tasks {
     const at = {
       name: payload.source,
       named: payload.named && new DigestTags(payload.named),
-      copies: (other: Tag) => selectTags([other], rule.tags).selected.length > 0,
+      copies: async (other: Tag) =>
+        selectTags([other], rule.tags).selected.length > 0 &&
+        (await plans.toldBySource(payload.source, other)) !== undefined,
     };
     const place = { registry: target, name: payload.target, dropped: [], attended: new Set<never>() };
     const [image, ...others] = await plans.plan(at, selected, told, place);

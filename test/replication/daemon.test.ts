@@ -114,3 +114,17 @@ test("what the source has no more is deleted at the target, if the rule has put 
   assert.equal(await digestAt(target, "copy/team/app", "2.0"), image(1).digest);
   assert.equal(await digestAt(target, "copy/team/app", "theirs"), image(9).digest);
 });
+
+test("what a tag led to stays under its other name, also where the rule would copy a tag of that name", async () => {
+  await using target = await startRegistry();
+  const further = { write: { backup: "{{tag}}-prev" } };
+  await using source = await startRegistry({ config: { replication: rule(target, further) } });
+  await pushImage(source, "team/app", image(1), "stable");
+  await run(source);
+  await pushImage(source, "team/app", image(2), "stable");
+  const second = await run(source);
+  assert.equal(second.result?.copied, 1, JSON.stringify(second));
+  assert.equal(await digestAt(target, "copy/team/app", "stable"), image(2).digest);
+  assert.equal(await digestAt(target, "copy/team/app", "stable-prev"), image(1).digest);
+  assert.equal((await run(source)).result?.failed, 0);
+});

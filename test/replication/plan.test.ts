@@ -144,6 +144,7 @@ test("sizes count what several images share once, and only what the target lacks
       },
     ],
     pulls: 3,
+    requests: { hub: 13, dr: 27 },
   });
 });
 

@@ -50,7 +50,11 @@ async function begin({ url }: Daemon, what: string): Promise<number> {
 /** What a plan would delete. */
 async function planned({ url }: Daemon): Promise<unknown> {
   const headers = { "content-type": "application/json" };
-  const { statusCode, body } = await request(`${url}/api/v1/replication/rules/out/plan`, { method: "POST", headers, body: "{}" });
+  const { statusCode, body } = await request(`${url}/api/v1/replication/rules/out/plan`, {
+    method: "POST",
+    headers,
+    body: "{}",
+  });
   const text = await body.text();
   assert.equal(statusCode, 200, text);
   const { repositories } = JSON.parse(text) as { repositories: { deletions: { remove: object[] } }[] };

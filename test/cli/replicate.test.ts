@@ -55,6 +55,7 @@ test("plan shows what would change and how much, and with --verbose why", async 
       "tags: 1 to copy, 1 to replace, 1 unchanged; 1 left out",
       "dr: 0 manifests and 0 blobs to send, 0 B; 0 blobs to mount, 3 there",
       "requests: 6 to hub, 7 to dr",
+      "requests to come: 7 to hub, 10 to dr",
       "",
     ],
   );

@@ -7,10 +7,11 @@ import { RemoteError } from "../remote/remote-error.ts";
 import { CopyError } from "./copy-error.ts";
 import { allOf, type CopySource, type Job, type Node } from "./copy-job.ts";
 import { proveManifest, readPointers, type Pointer, type ProvenManifest } from "./copy-manifests.ts";
+import type { Again } from "./copy-retry.ts";
 
 interface AttachmentParts {
   source: CopySource;
-  again: <T>(work: () => Promise<T>, signal: AbortSignal) => Promise<T>;
+  again: Again;
   /** Has a manifest with all below it at the target. */
   copy: (job: Job, pointer: Pointer, found?: ProvenManifest) => Promise<Node>;
   /** Moves a tag of the target. */

@@ -8,13 +8,13 @@
  * - A source that breaks is read on by range, within the same request to the target.
  */
 import type { Hash } from "node:crypto";
-import { backoffMs, type RetryPolicy } from "../base/retry.ts";
-import type { Bytes, Clock, Milliseconds } from "../base/clock.ts";
+import type { Bytes, Clock } from "../base/clock.ts";
 import { proves, startHash, type Digest } from "../oci/digest.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { Remote } from "../remote/remote.ts";
 import type { Target, UploadSession } from "../remote/target.ts";
 import { CopyError } from "./copy-error.ts";
+import { MOST_TRIES, pauseAfter } from "./copy-retry.ts";
 import { givePiece } from "./pieces.ts";
 
 /** Sessions of uploads by `TARGET REPOSITORY DIGEST`, to be gone on with. A map forgets them with the process. */
@@ -46,18 +46,6 @@ const CHUNK_BYTES: Bytes = 64 * 1024 * 1024;
 /** In how many chunks a blob goes out, where the target asks for no larger ones; 0: in one piece. */
 export function chunksOf(sizeBytes: Bytes): number {
   return sizeBytes > CHUNKED_FROM_BYTES ? Math.ceil(sizeBytes / CHUNK_BYTES) : 0;
-}
-const AGAIN: RetryPolicy = { attempts: 6, baseMs: 500, maxMs: 15_000 };
-/** A longer Retry-After is not waited for: who asked for the copy is told. */
-const LONGEST_RETRY_AFTER_SECONDS = 300;
-const PASSING = new Set(["unreachable", "timeout", "interrupted", "server", "rateLimited", "circuitOpen"]);
-
-/** @returns how long to wait before it is worth another try; undefined: it is not */
-export function pauseAfter(error: unknown, attempt: number): Milliseconds | undefined {
-  if (!(error instanceof RemoteError) || !PASSING.has(error.fault) || attempt >= AGAIN.attempts) return undefined;
-  const seconds = error.retryAfterSeconds ?? 0;
-  if (seconds > LONGEST_RETRY_AFTER_SECONDS) return undefined;
-  return seconds * 1000 + backoffMs(AGAIN, attempt, Math.random());
 }
 
 /**
@@ -94,7 +82,7 @@ export async function sendBlob(copy: BlobCopy): Promise<void> {
       return;
     } catch (error) {
       if (signal.aborted) throw error;
-      const pauseMs = isLost(error) && attempt < AGAIN.attempts ? 0 : pauseAfter(error, attempt);
+      const pauseMs = isLost(error) && attempt < MOST_TRIES ? 0 : pauseAfter(error, attempt);
       if (pauseMs === undefined) {
         if (!(error instanceof RemoteError) && session) {
           uploads.delete(key);

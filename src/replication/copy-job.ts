@@ -72,6 +72,13 @@ export interface Job {
   signal: AbortSignal;
 }
 
+/** Adds to how far an image is, and tells. */
+export function addProgress({ result, tell }: Job, { totalBytes, doneBytes }: CopyProgress): void {
+  result.totalBytes += totalBytes;
+  result.doneBytes += doneBytes;
+  tell(result);
+}
+
 /** A manifest that the target has, and what it was copied with. */
 export interface Node {
   digest: Digest;

@@ -1,5 +1,6 @@
 /**
- * How many requests copying an image will take, by the same steps as the copy itself (`copy-image.ts`, `copy.ts`): to be changed with them.
+ * How many requests copying an image will take, by the same steps as the copy itself (`copy-image.ts`, `copy.ts`, `copy-content.ts`,
+ * `copy-blobs.ts`): to be changed with them.
  *
  * It is exact where the target mounts, lists referrers by itself and repeats nothing. Not counted: logging in for tokens, redirects, further
  * pages of lists, further ranges of a large blob, and what turns out to refer to single platforms of an index.

@@ -25,6 +25,13 @@ export interface PlanRegistry extends AsyncDisposable {
   readonly requests: number;
 }
 
+/** One of those that a rule names. @throws TypeError where it was not opened */
+export function opened<T>(registries: ReadonlyMap<string, T>, name: string): T {
+  const registry = registries.get(name);
+  if (!registry) throw new TypeError(`registry ${name} was not opened`);
+  return registry;
+}
+
 /**
  * Sends nothing yet.
  * @param access what is asked for: credentials that may only read do for a plan

@@ -4,23 +4,20 @@
  * An unchanged tag costs one HEAD on each side, with the same Accept that a copy's GET has. The source is asked once for all targets. A
  * repository or tag that cannot be asked is one fault; the rest goes on.
  */
-import type { Bytes, Milliseconds } from "../base/clock.ts";
+import type { Milliseconds } from "../base/clock.ts";
 import { inTurns } from "../base/give-way.ts";
 import { inParallel } from "../base/in-parallel.ts";
 import type { ReplicationRule } from "../config/schema.ts";
-import { Later } from "../jobs/kind.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Told } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
-import { RemoteError } from "../remote/remote-error.ts";
-import { SELF } from "../config/replication-checks.ts";
 import { AskedRemote } from "./asked-remote.ts";
-import { SourceContent, type Closure } from "./content.ts";
-import { CopyError } from "./copy-error.ts";
-import { imagesOf, isChange } from "./copy-image.ts";
+import { SourceContent } from "./content.ts";
+import { isChange } from "./copy-image.ts";
 import type { DeletionPlan } from "./deletion.ts";
-import { asksOfTask, CopyForecast, SourceReads, type TargetContent } from "./forecast.ts";
-import type { PlanRegistry } from "./plan-registry.ts";
+import { PlanFaults, type PlanFault } from "./plan-faults.ts";
+import { opened, type PlanRegistry } from "./plan-registry.ts";
+import { PlanSums, type PlanSizes } from "./plan-sizes.ts";
 import { TagPlans, type PlannedTag, type TagPlanOptions, type TargetRepository } from "./plan-tag.ts";
 import type { RewriteMemory } from "./rewrite.ts";
 import { copyName, sourcesOf } from "./rules.ts";
@@ -41,36 +38,13 @@ export interface PlannedRepository {
   deletions?: DeletionPlan;
 }
 
-export interface PlanFault {
-  /** `library/node`, `library/node:18`. */
-  where: string;
-  message: string;
-}
-
-/** What a run would send to one target. Contents that several images share count once. */
-export interface TargetSizes {
-  registry: string;
-  manifests: number;
-  blobs: number;
-  bytes: Bytes;
-  /** Blobs that are there already, in the repository that needs them. */
-  present: number;
-  /** Blobs that another repository of the same plan has or gets: mounted, not sent. */
-  mounts: number;
-}
-
 export interface RulePlan {
   rule: string;
   from: string;
   repositories: PlannedRepository[];
   faults: PlanFault[];
-  /** Undefined unless asked for. Pulls are those that copying takes at least, as Docker Hub counts them. */
-  sizes?: {
-    targets: TargetSizes[];
-    pulls: number;
-    /** That a run will send, by registry: it plans anew, and copies. None to this registry as a source. */
-    requests: Record<string, number>;
-  };
+  /** Undefined unless asked for. */
+  sizes?: PlanSizes;
   /** That the plan took, by registry. */
   requests: Record<string, number>;
   /** What the source's rate limit has left, where it told. */
@@ -126,7 +100,8 @@ class Planning {
   readonly #source: PlanRegistry;
   readonly #content: SourceContent;
   readonly #tags: TagPlans;
-  readonly #faults: PlanFault[] = [];
+  readonly #sums: PlanSums;
+  readonly #faults: PlanFaults;
   /** A registry may have been asked by others before. */
   readonly #requestsBefore: ReadonlyMap<string, number>;
   /** Target reference → the repository that it is the copy of. */
@@ -136,6 +111,7 @@ class Planning {
     this.#rule = rule;
     this.#registries = registries;
     this.#options = options;
+    this.#faults = new PlanFaults(options.waits ?? false, options.signal);
     this.#asked = new Map(
       [...registries].map(([name, registry]) => {
         const remote = new AskedRemote(registry.remote, registry.keeps !== undefined);
@@ -143,23 +119,33 @@ class Planning {
       }),
     );
     this.#requestsBefore = new Map([...registries].map(([name, { requests }]) => [name, requests]));
-    this.#source = this.#registry(rule.from.registry);
+    this.#source = opened(this.#asked, rule.from.registry);
     this.#content = new SourceContent(this.#source, rule, options.signal, options.rewrites);
-    const attempt: TagPlanOptions["attempt"] = (where, work) => this.#attempt(where, work);
+    const attempt: TagPlanOptions["attempt"] = (where, work) => this.#faults.attempt(where, work);
     this.#tags = new TagPlans(rule, this.#source, this.#content, { ...options, attempt });
+    this.#sums = new PlanSums({
+      rule,
+      source: this.#source,
+      registries: this.#asked,
+      content: this.#content,
+      tags: this.#tags,
+      faults: this.#faults,
+      byTasks: options.byTasks ?? false,
+      signal: options.signal,
+    });
   }
 
   async run(): Promise<RulePlan> {
     const names = await this.#sourceNames();
     const planned = await inParallel(names, REPOSITORIES, (name) => this.#repository(name));
     const repositories = planned.flat();
-    const sizes = this.#options.sizes ? await this.#sizes(repositories) : undefined;
+    const sizes = this.#options.sizes ? await this.#sums.of(repositories) : undefined;
     const { rateLimit } = this.#source.remote.state;
     return {
       rule: this.#rule.name,
       from: this.#source.name,
       repositories,
-      faults: this.#faults,
+      faults: this.#faults.all,
       ...(sizes ? { sizes } : {}),
       requests: Object.fromEntries(
         [...this.#registries].map(([name, { requests }]) => [name, requests - (this.#requestsBefore.get(name) ?? 0)]),
@@ -174,7 +160,7 @@ class Planning {
     const { names, globs, has } = sourcesOf(this.#rule);
     if (globs.length === 0) return names;
     const { name, queue, remote } = this.#source;
-    const listed = await this.#attempt(
+    const listed = await this.#faults.attempt(
       globs.join(", "),
       async () => {
         const found = await queue.add(() => remote.listRepositories({ signal: this.#options.signal }));
@@ -185,7 +171,7 @@ class Planning {
     );
     if (listed && !listed.some(has)) {
       const seen = `none of the ${listed.length} repositories that ${name} lists matches`;
-      this.#fault(globs.join(", "), `${seen}: check the globs, and what the credentials see`);
+      this.#faults.add(globs.join(", "), `${seen}: check the globs, and what the credentials see`);
     }
     return [...new Set([...names, ...(listed ?? []).filter(has)])].sort();
   }
@@ -194,7 +180,7 @@ class Planning {
     const targets = this.#rule.to.flatMap((to): TargetRepository[] => {
       const target = this.#target(to, name);
       if (target === undefined) return [];
-      return [{ registry: this.#registry(to.registry), name: target, dropped: [], attended: new Set<Digest>() }];
+      return [{ registry: opened(this.#asked, to.registry), name: target, dropped: [], attended: new Set<Digest>() }];
     });
     const source = targets.length === 0 ? undefined : await this.#sourceRepository(name);
     if (!source) return [];
@@ -217,13 +203,13 @@ class Planning {
   #target(to: ReplicationRule["to"][number], name: RepositoryName): RepositoryName | undefined {
     const target = copyName(this.#rule, to, name);
     if (target === undefined) {
-      this.#fault(name, `its copy's name at ${to.registry} would be longer than 255 characters`);
+      this.#faults.add(name, `its copy's name at ${to.registry} would be longer than 255 characters`);
       return undefined;
     }
     const key = `${to.registry} ${target}`;
     const other = this.#taken.get(key);
     if (other !== undefined) {
-      this.#fault(
+      this.#faults.add(
         name,
         `its copy at ${to.registry} would be ${target}, as that of ${other}: add {{path}} to the rule's to.repository`,
       );
@@ -235,19 +221,19 @@ class Planning {
 
   async #sourceRepository(name: RepositoryName): Promise<SourceRepository | undefined> {
     const { queue, remote } = this.#source;
-    return await this.#attempt(name, async () => {
+    return await this.#faults.attempt(name, async () => {
       const tags = await queue.add(() => remote.listTags(name, { signal: this.#options.signal }));
       if (!tags) throw new Error(`${this.#source.name} has no such repository, or the credentials do not see it`);
       const { selected, dropped } = await inTurns(selectingTags(tags, this.#rule.tags), this.#options.signal);
       if (selected.length === 0) {
-        this.#fault(
+        this.#faults.add(
           name,
           tags.length === 0 ? "it has no tags" : `none of its ${tags.length} tags is selected: see --verbose`,
         );
       }
       const told = new Map<Tag, Told>();
       await inParallel(selected, TAGS, async ({ tag }) => {
-        const head = await this.#attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
+        const head = await this.#faults.attempt(`${name}:${tag}`, () => this.#tags.headSource(name, tag));
         if (head !== undefined) told.set(tag, head);
       });
       return { name, named: new DigestTags(tags), selected, dropped, told };
@@ -259,148 +245,5 @@ class Planning {
     if (told === undefined) return [];
     const copies = (tag: Tag): boolean => source.told.has(tag);
     return this.#tags.plan({ name: source.name, named: source.named, copies }, selected, told, target);
-  }
-
-  /** Reads what would be copied, and asks the targets what of it they have. */
-  async #sizes(repositories: readonly PlannedRepository[]): Promise<NonNullable<RulePlan["sizes"]>> {
-    const pulled = new Set<string>();
-    const requests = new Map([...this.#asked].map(([name, { remote }]) => [name, remote.asked]));
-    const reads = new SourceReads(this.#source.keeps);
-    const byRegistry = Map.groupBy(repositories, ({ registry }) => registry);
-    const targets = await Promise.all(
-      [...byRegistry].map(([name, planned]) => this.#sizesAt(this.#registry(name), planned, pulled, reads)),
-    );
-    for (const { sizes, asked } of targets) requests.set(sizes.registry, (requests.get(sizes.registry) ?? 0) + asked);
-    const { name } = this.#source;
-    if (name !== SELF) requests.set(name, (requests.get(name) ?? 0) + reads.requests);
-    else if (!byRegistry.has(SELF)) requests.delete(SELF);
-    return {
-      targets: targets.map(({ sizes }) => sizes),
-      pulls: pulled.size,
-      requests: Object.fromEntries(requests),
-    };
-  }
-
-  async #sizesAt(
-    registry: PlanRegistry,
-    repositories: readonly PlannedRepository[],
-    pulled: Set<string>,
-    reads: SourceReads,
-  ): Promise<{ sizes: TargetSizes; asked: number }> {
-    const { queue, remote } = registry;
-    const { signal } = this.#options;
-    const sizes: TargetSizes = { registry: registry.name, manifests: 0, blobs: 0, bytes: 0, present: 0, mounts: 0 };
-    const present = new Set<Digest>();
-    const missing: { digest: Digest; sizeBytes: Bytes }[] = [];
-    const [manifests, blobs] = [new Set<string>(), new Set<string>()];
-    await Promise.all(
-      repositories.map((planned) =>
-        this.#attempt(`${registry.name} ${planned.target}`, async () => {
-          const { source, target, tags } = planned;
-          const closure = await this.#closureOf(source, tags);
-          const absent = await this.#tags.missing({ registry, name: target }, [...closure.manifests]);
-          sizes.manifests += absent.length;
-          for (const digest of absent) pulled.add(`${source} ${digest}`);
-          for (const digest of closure.manifests) if (!absent.includes(digest)) manifests.add(`${target} ${digest}`);
-          await Promise.all(
-            [...closure.blobs].map(async ([digest, sizeBytes]) => {
-              const head = await queue.add(() => remote.headBlob(target, digest, { signal }));
-              if (!head) missing.push({ digest, sizeBytes });
-              else {
-                sizes.present++;
-                blobs.add(`${target} ${digest}`);
-                present.add(digest);
-              }
-            }),
-          );
-        }),
-      ),
-    );
-    for (const { digest, sizeBytes } of missing) {
-      if (present.has(digest)) sizes.mounts++;
-      else {
-        sizes.blobs++;
-        sizes.bytes += sizeBytes;
-        present.add(digest);
-      }
-    }
-    const asked = await this.#requestsAt(repositories, reads, {
-      hasManifest: (repository, digest) => manifests.has(`${repository} ${digest}`),
-      hasBlob: (repository, digest) => blobs.has(`${repository} ${digest}`),
-    });
-    return { sizes, asked };
-  }
-
-  /** How many requests copying takes at a target. */
-  async #requestsAt(
-    repositories: readonly PlannedRepository[],
-    reads: SourceReads,
-    content: TargetContent,
-  ): Promise<number> {
-    const { byTasks = false } = this.#options;
-    const forecast = new CopyForecast(this.#rule, this.#content, reads, content);
-    let asked = 0;
-    for (const planned of repositories) {
-      const place = { from: planned.source, to: planned.target };
-      for (const { image, companions } of imagesOf(planned)) {
-        if (byTasks) {
-          const asks = asksOfTask(this.#rule, image, companions);
-          reads.ask(asks.source);
-          asked += asks.target;
-        }
-        const staged = byTasks && this.#rule.write.together;
-        // What can't be read is a fault of the plan already.
-        await forecast.image(place, image, companions, staged).catch((error: unknown) => {
-          this.#options.signal.throwIfAborted();
-          if (!(error instanceof Error) || !this.#isFault(error)) throw error;
-        });
-      }
-    }
-    return asked + forecast.requests;
-  }
-
-  async #closureOf(source: RepositoryName, tags: readonly PlannedTag[]): Promise<Closure> {
-    const whole: Closure = { manifests: new Set(), blobs: new Map() };
-    for (const { tag, action, digest, rewritten, referrers } of tags) {
-      const roots = [...(action === "copy" || action === "replace" ? [digest] : []), ...referrers];
-      for (const root of roots) {
-        await this.#attempt(`${source}:${tag}`, () => this.#content.closure(source, root, whole));
-      }
-      if (rewritten !== undefined && whole.manifests.delete(digest)) whole.manifests.add(rewritten);
-    }
-    return whole;
-  }
-
-  /** What goes wrong with one repository or tag is a fault of the plan; undefined then. @param remedy where the registry's word is none */
-  async #attempt<T>(where: string, work: () => Promise<T>, remedy?: string): Promise<T | undefined> {
-    try {
-      return await work();
-    } catch (error) {
-      this.#options.signal.throwIfAborted();
-      if (!(error instanceof Error)) throw error;
-      if (!this.#isFault(error)) throw error;
-      this.#fault(where, remedy === undefined ? error.message : `${error.message}: ${remedy}`);
-      return undefined;
-    }
-  }
-
-  #isFault(error: Error): boolean {
-    return (
-      error instanceof RemoteError ||
-      error instanceof CopyError ||
-      (error instanceof Later && this.#options.waits !== true) ||
-      error.constructor === Error ||
-      error.name === "RegistryError"
-    );
-  }
-
-  #fault(where: string, message: string): void {
-    this.#faults.push({ where, message });
-  }
-
-  #registry(name: string): PlanRegistry {
-    const registry = this.#asked.get(name);
-    if (!registry) throw new TypeError(`registry ${name} was not opened`);
-    return registry;
   }
 }

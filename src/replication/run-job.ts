@@ -16,19 +16,18 @@ import { exponential, Hopeless, Later, type JobContext } from "../jobs/kind.ts";
 import type { KeyedJobs } from "../jobs/keyed.ts";
 import type { JobQueue, NewJob } from "../jobs/queue.ts";
 import type { JobRunner, Outcome } from "../jobs/runner.ts";
-import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { imagesOf } from "./copy-image.ts";
-import { deleteTag } from "./deletion.ts";
-import { dueDeletions } from "./due-deletions.ts";
 import type { Feed } from "./feed.ts";
-import { moveTogether, undoMoves, type StagedTag } from "./moves.ts";
-import { planRule, type PlannedRepository, type RulePlan } from "./plan.ts";
+import { undoMoves } from "./moves.ts";
+import { planRule, type RulePlan } from "./plan.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 import type { Registries } from "./registries.ts";
 import type { ReplicationRows } from "./rows.ts";
 import type { RuleBook } from "./rule-book.ts";
-import { endsOf, fault, NOTHING, resultOf, type Ends } from "./run-result.ts";
-import { isDigestTag, selectTags } from "./tag-filter.ts";
+import { deleteDue } from "./run-deletions.ts";
+import { moveStaged } from "./run-moves.ts";
+import { endsOf, fault, NOTHING, resultOf } from "./run-result.ts";
+import { LOOK_EVERY_MS, TaskWaits } from "./run-waits.ts";
 import { FAULTY, FAULTY_MS, priorityOf } from "./task-job.ts";
 import {
   keysOf,
@@ -76,20 +75,16 @@ const backoffMs = exponential(30_000, 600_000);
 const GROUP = 100;
 /** Of faults of a plan, in the log. */
 const MOST_LINES = 100;
-/** Tasks that end in quick succession are counted once. */
-const COUNT_EVERY_MS: Milliseconds = 100;
-/** A task may end without this process's doing: cancelled or paused by hand. */
-const LOOK_EVERY_MS: Milliseconds = 5_000;
 const PAUSED_MS: Milliseconds = 3_600_000;
 const KEEP_MOVES_MS: Milliseconds = 90 * 86_400_000;
 
 export class Runs {
   readonly #deps: RunDeps;
-  /** By rule: wakes the run that waits for tasks of it. */
-  readonly #waiting = new Map<string, () => void>();
+  readonly #waits: TaskWaits;
 
   constructor(deps: RunDeps) {
     this.#deps = deps;
+    this.#waits = new TaskWaits(deps.queue, deps.clock);
     deps.runner.register<RunPayload, RunProgress, RunResult>({
       kind: RUN,
       parse: (payload) => runPayload.parse(payload),
@@ -103,7 +98,7 @@ export class Runs {
 
   /** A task of a rule has ended. */
   taskEnded(rule: string): void {
-    this.#waiting.get(rule)?.();
+    this.#waits.ended(rule);
   }
 
   async #run(payload: RunPayload, context: Context): Promise<RunResult> {
@@ -130,14 +125,14 @@ export class Runs {
   }
 
   async #copyAll(rule: ReplicationRule, payload: RunPayload, context: Context): Promise<RunResult> {
-    const { clock, runner } = this.#deps;
+    const { clock, metrics, rows, runner } = this.#deps;
     const { jobId, signal } = context;
     await this.#tell(rule.name, { state: "planning", tasks: 0, ended: 0 }, context);
     const registries = await this.#open(rule);
     const plan = await planRule(rule, registries, {
       sizes: false,
       nowMs: clock.now(),
-      rewrites: this.#deps.rows,
+      rewrites: rows,
       waits: true,
       signal,
     });
@@ -149,7 +144,10 @@ export class Runs {
     await this.#add(tasks, jobId);
     this.#deps.openLanes();
     for (const lane of new Set(tasks.map(({ registry }) => laneOf(registry)))) runner.wake(lane);
-    await this.#allEnded(rule.name, context);
+    const counted = async (counts: { tasks: number; ended: number }): Promise<void> => {
+      await this.#tell(rule.name, { state: "copying", ...counts }, context);
+    };
+    await this.#waits.allEnded(rule.name, jobId, counted, signal);
     const ends = await endsOf(plan, jobId, this.#deps.queue);
     const { together } = rule.write;
     if (together && (ends.failures.size > 0 || plan.faults.length > 0)) {
@@ -158,9 +156,15 @@ export class Runs {
       if (tasks.length > 0 || rule.delete.mirror) fault(result, rule.name, because);
       return result;
     }
-    if (together && tasks.length > 0) await this.#moveTogether(rule, plan, ends, registries, context);
+    if (together && tasks.length > 0) {
+      await this.#tell(rule.name, { state: "moving", tasks: ends.tasks, ended: ends.tasks }, context);
+      await moveStaged(rule, plan, ends, { rows, registries }, context);
+    }
     const result = resultOf(plan, ends);
-    if (rule.delete.mirror) await this.#delete(rule, plan, result, registries, context);
+    if (rule.delete.mirror) {
+      await this.#tell(rule.name, { state: "deleting", tasks: result.copied, ended: result.copied }, context);
+      await deleteDue(rule, plan, result, { rows, clock, metrics, registries }, context);
+    }
     return result;
   }
 
@@ -181,123 +185,6 @@ export class Runs {
       await db.transaction("durable", async (tx) => {
         for (const job of group) await queue.addWithin(tx, job);
       });
-    }
-  }
-
-  /** Resolves when no task of the run waits or is at work. Those that are paused by hand are waited for. */
-  async #allEnded(rule: string, context: Context): Promise<void> {
-    const { queue, clock } = this.#deps;
-    const { jobId, signal } = context;
-    for (;;) {
-      const news = Promise.withResolvers<void>();
-      this.#waiting.set(rule, news.resolve);
-      const counts = await queue.countsOf(jobId);
-      const count = (states: readonly string[]): number =>
-        counts.reduce((sum, { state, jobs }) => (states.includes(state) ? sum + jobs : sum), 0);
-      const ended = count(["done", "dead", "cancelled"]);
-      const open = count(["queued", "running", "paused"]);
-      await this.#tell(rule, { state: "copying", tasks: open + ended, ended }, context);
-      if (open === 0) {
-        this.#waiting.delete(rule);
-        return;
-      }
-      const over = new AbortController();
-      const late = clock.sleep(LOOK_EVERY_MS, AbortSignal.any([signal, over.signal])).catch(() => undefined);
-      await Promise.race([news.promise, late]);
-      over.abort();
-      signal.throwIfAborted();
-      await clock.sleep(COUNT_EVERY_MS, signal);
-    }
-  }
-
-  async #moveTogether(
-    rule: ReplicationRule,
-    plan: RulePlan,
-    ends: Ends,
-    registries: ReadonlyMap<string, PlanRegistry>,
-    context: Context,
-  ): Promise<void> {
-    const { rows } = this.#deps;
-    const { jobId, signal } = context;
-    await this.#tell(rule.name, { state: "moving", tasks: ends.tasks, ended: ends.tasks }, context);
-    for (const [name, repositories] of Map.groupBy(plan.repositories, ({ registry }) => registry)) {
-      const registry = registries.get(name);
-      if (!registry?.target) throw new TypeError(`registry ${name} was not opened to be written to`);
-      const at = { name, target: registry.target, concurrency: registry.queue.concurrency };
-      const staged = repositories.flatMap((one) => stagedOf(one).map((tag) => ({ ...tag, source: one.source })));
-      const record: Parameters<typeof moveTogether>[3] = async (moves) => {
-        await rows.moving(
-          jobId,
-          moves.map((move) => ({ registry: name, ...move })),
-        );
-        // Not once they have moved: begun again after a kill, the run would find them there and not know that it has put them.
-        const moving = new Map(moves.map((move) => [`${move.repository}:${move.tag}`, move]));
-        for (const { origin: _, ...one } of staged) {
-          const move = moving.get(`${one.repository}:${one.tag}`);
-          if (move) await rows.copied({ rule: rule.name, registry: name, ...one, was: move.was });
-        }
-      };
-      for (const { outcome, repository, tag, because } of await moveTogether(staged, at, rule.write, record, signal)) {
-        const how = outcome === "moved" ? "copied" : outcome;
-        ends.outcomes.set(taskSubject({ registry: name, target: repository, tag }), how);
-        if (outcome === "kept") context.line(`${name} ${repository}:${tag} stays: ${because}`);
-      }
-    }
-  }
-
-  async #delete(
-    rule: ReplicationRule,
-    plan: RulePlan,
-    result: RunResult,
-    registries: ReadonlyMap<string, PlanRegistry>,
-    context: Context,
-  ): Promise<void> {
-    const { rows, clock, metrics } = this.#deps;
-    const { signal } = context;
-    await this.#tell(rule.name, { state: "deleting", tasks: result.copied, ended: result.copied }, context);
-    for (const planned of plan.repositories) {
-      const { registry: name, target: repository } = planned;
-      const registry = registries.get(name);
-      if (!registry?.target) throw new TypeError(`registry ${name} was not opened to be written to`);
-      const { target } = registry;
-      const where = `${name} ${repository}`;
-      try {
-        const place = { rule: rule.name, registry: name, repository };
-        const know = { rows, remote: target, nowMs: clock.now() };
-        let due = await dueDeletions(rule, planned, know, signal);
-        if (due.remove.length + due.missed.length > 0 || due.refused !== undefined) {
-          // What was pushed while others were copied is not in the plan, and may have been copied by now.
-          const selected = [...planned.selected, ...(await selectedNow(rule, planned.source, registries, signal))];
-          due = await dueDeletions(rule, { ...planned, selected }, know, signal);
-        }
-        if (due.refused !== undefined) fault(result, where, due.refused);
-        const missed = await Promise.all(
-          due.missed.map(async ({ tag, digest }) => {
-            const head = digest === undefined ? await target.headManifest(repository, tag, { signal }) : undefined;
-            const known = digest ?? (typeof head === "object" ? head.digest : undefined);
-            return known === undefined ? [] : [{ tag, digest: known }];
-          }),
-        );
-        await rows.missed(place, missed.flat(), due.back);
-        for (const { tag, digest } of due.remove) {
-          const deleted = await deleteTag(target, { repository, tag, expected: digest }, signal);
-          await rows.forget({ ...place, tag });
-          if (deleted !== "deleted") {
-            context.line(
-              `${where}:${tag} is not deleted: ${deleted === "moved" ? "others have moved it" : "it is gone"}`,
-            );
-            continue;
-          }
-          result.deleted++;
-          metrics.replicationDeletedTags.inc({ rule: rule.name });
-          context.line(`${where}:${tag} is deleted`);
-        }
-      } catch (error) {
-        signal.throwIfAborted();
-        if (!(error instanceof Error)) throw error;
-        result.failed++;
-        fault(result, where, `could not delete: ${error.message}`);
-      }
     }
   }
 
@@ -390,27 +277,4 @@ function tasksOf(rule: ReplicationRule, { trigger }: RunPayload, plan: RulePlan)
       ...(rule.write.together && image.action !== "mark" ? { staged: true } : {}),
     })),
   );
-}
-
-/** What is to move in a repository at the end. */
-function stagedOf({ target, tags }: PlannedRepository) {
-  return tags.flatMap((one): (StagedTag & { sourceDigest: StagedTag["digest"] })[] => {
-    if ((one.action !== "copy" && one.action !== "replace") || isDigestTag(one.tag)) return [];
-    const { tag, digest: sourceDigest, rewritten: digest = sourceDigest, origin } = one;
-    return [{ repository: target, tag, digest, origin, sourceDigest }];
-  });
-}
-
-/** What a rule is about of a repository of its source. @throws RemoteError; Error where the source does not have it */
-async function selectedNow(
-  rule: ReplicationRule,
-  repository: RepositoryName,
-  registries: ReadonlyMap<string, PlanRegistry>,
-  signal: AbortSignal,
-): Promise<Tag[]> {
-  const source = registries.get(rule.from.registry);
-  if (!source) throw new TypeError(`registry ${rule.from.registry} was not opened`);
-  const listed = await source.queue.add(() => source.remote.listTags(repository, { signal }));
-  if (!listed) throw new Error(`${source.name} does not have ${repository} any more`);
-  return selectTags(listed, rule.tags).selected.map(({ tag }) => tag);
 }

@@ -9,7 +9,7 @@ import { z } from "zod";
 import type { Bytes } from "../base/clock.ts";
 import { isDigest, type Digest } from "../oci/digest.ts";
 import { isRepositoryName, isTag, type RepositoryName, type Tag } from "../oci/reference.ts";
-import type { PlanFault } from "./plan.ts";
+import type { PlanFault } from "./plan-faults.ts";
 
 export const RUN = "replicate";
 

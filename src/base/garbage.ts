@@ -7,7 +7,7 @@ import { runInNewContext } from "node:vm";
 import type { Bytes } from "./clock.ts";
 
 /** A collection takes one to three milliseconds, V8's own ones included that come later for it. */
-const EVERY_BYTES: Bytes = 16 * 1024 * 1024;
+const EVERY_BYTES: Bytes = 8 * 1024 * 1024;
 
 let collect: ((options: object) => void) | undefined;
 let untilNext: Bytes = EVERY_BYTES;

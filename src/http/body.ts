@@ -28,6 +28,9 @@ export async function* bodyOf(
   let given = 0;
   let waited = false;
   const gone = (error?: unknown): void => {
+    // What the stream still holds has arrived, too: it is not lost with the connection.
+    request.off("data", onData);
+    for (let rest: unknown; (rest = request.read()) !== null;) onData(rest as Buffer);
     if (!ended) failure ??= new ClientGone("the client broke the body off", { cause: error });
     wake?.();
   };

@@ -39,6 +39,8 @@ export interface TagSource {
   name: RepositoryName;
   /** Its tags that are named after images; undefined: they were not asked for. */
   named: DigestTags | undefined;
+  /** All its tags that are named after digests, lists of referrers, too; undefined: one of these is asked for. */
+  listed: DigestTags | undefined;
   /** Whether the rule copies a tag of it. */
   copies: (tag: Tag) => boolean | Promise<boolean>;
 }
@@ -121,7 +123,7 @@ export class TagPlans {
       if (attends) target.attended.add(digest);
       const named = await this.#namedAfter(source, digest, (attends && digestTags) || needsSignature);
       const asks = needsSignature || (attends && withReferrers);
-      const referrers = asks ? await this.#content.referrers(source.name, digest, source.named) : [];
+      const referrers = asks ? await this.#content.referrers(source.name, digest, source.listed) : [];
       const isSigned =
         named.some((one) => one.endsWith(".sig")) ||
         referrers.some(({ artifactType }) => SIGNATURES.has(artifactType ?? ""));

@@ -244,6 +244,11 @@ class Planning {
     const told = source.told.get(selected.tag);
     if (told === undefined) return [];
     const copies = (tag: Tag): boolean => source.told.has(tag);
-    return this.#tags.plan({ name: source.name, named: source.named, copies }, selected, told, target);
+    return this.#tags.plan(
+      { name: source.name, named: source.named, listed: source.named, copies },
+      selected,
+      told,
+      target,
+    );
   }
 }

@@ -271,7 +271,8 @@ function tasksOf(rule: ReplicationRule, { trigger }: RunPayload, plan: RulePlan)
       target: one.target,
       tag: image.tag,
       digest: image.digest,
-      named: companions.map(({ tag }) => tag),
+      // Whether it is signed, a signature tells that is at the target already, too.
+      ...(rule.attached.require.length > 0 ? {} : { named: companions.map(({ tag }) => tag) }),
       why: image.why,
       // A mark leaves the tag where it is.
       ...(rule.write.together && image.action !== "mark" ? { staged: true } : {}),

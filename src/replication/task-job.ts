@@ -184,6 +184,7 @@ export class Tasks {
     const at = {
       name: payload.source,
       named: payload.named && new DigestTags(payload.named),
+      listed: undefined,
       copies: async (other: Tag) =>
         selectTags([other], rule.tags).selected.length > 0 &&
         (await plans.toldBySource(payload.source, other)) !== undefined,

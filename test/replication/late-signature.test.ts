@@ -68,3 +68,36 @@ test("a signature that is pushed while its image is being copied gets there, too
   await until(async () => (await digestAt(target, signature)) === signed.digest, "its signature is there");
   assert.equal(await digestAt(target, "1.0"), image.digest);
 });
+
+async function runs(registry: TestRegistry): Promise<{ copied: number; withheld: number }> {
+  const begun = await registry.send("POST", "/api/v1/replication/rules/out/run", {
+    "content-type": "application/json",
+  });
+  const { run } = JSON.parse(begun.bytes.toString()) as { run: number };
+  let result: { copied: number; withheld: number } | undefined;
+  await until(async () => {
+    const { bytes } = await registry.get(`/api/v1/replication/runs/${run}`);
+    ({ result } = JSON.parse(bytes.toString()) as { result?: { copied: number; withheld: number } });
+    return result !== undefined;
+  }, `run ${run} ends`);
+  assert.ok(result);
+  return result;
+}
+
+test("a run copies all tags of a signed image, whichever of them brings the signature", async () => {
+  await using target = await startRegistry();
+  const { replication } = rule(target.url, { require: ["signature"] });
+  const [out] = replication.rules;
+  await using source = await startRegistry({
+    config: { replication: { ...replication, rules: [{ ...out, on: { push: false } }] } },
+  });
+  const image = makeImage({ layers: [1000], seed: "two tags" });
+  for (const tag of ["1.0", "latest"]) await pushImage(source, "team/app", image, tag);
+  const signed = makeImage({ layers: [100], seed: "its signature" });
+  await pushImage(source, "team/app", signed, `${image.digest.replace(":", "-")}.sig`);
+  assert.deepEqual((await runs(source)).withheld, 0);
+  for (const tag of ["1.0", "latest"]) assert.equal(await digestAt(target, tag), image.digest);
+  await pushImage(source, "team/app", image, "stable");
+  assert.deepEqual((await runs(source)).withheld, 0, "the signature is at the target already");
+  assert.equal(await digestAt(target, "stable"), image.digest);
+});

@@ -5,13 +5,14 @@
  */
 import { isDigest, type Digest } from "../oci/digest.ts";
 import { RegistryError } from "../oci/errors.ts";
-import { isRepositoryName, type RepositoryName } from "../oci/reference.ts";
+import { isRepositoryName } from "../oci/reference.ts";
 import type { BlobAnswer, ManifestAnswer } from "../registry/answers.ts";
 import type { Target, Upstream } from "../registry/upstream.ts";
 import { RemoteError } from "../remote/remote-error.ts";
-import type { ManifestHead, Remote, RemoteBody, RemoteManifest, RemoteOptions, RemoteState } from "../remote/remote.ts";
+import type { Remote, RemoteBody, RemoteManifest, RemoteOptions } from "../remote/remote.ts";
 import { DigestMismatch, NotAtSource } from "../transfer/source.ts";
 import { bodyOf } from "./reader-body.ts";
+import { RelayedRemote } from "./relayed-remote.ts";
 
 /** Content by its digest, kept on the way. */
 export interface Flights {
@@ -30,41 +31,24 @@ export interface FlightRemoteParts {
   flights: Flights;
 }
 
-export class FlightRemote implements Remote {
-  readonly #remote: Remote;
+export class FlightRemote extends RelayedRemote {
   readonly #upstream: () => Upstream;
   readonly #flights: Flights;
 
   constructor({ remote, upstream, flights }: FlightRemoteParts) {
-    this.#remote = remote;
+    super(remote);
     this.#upstream = upstream;
     this.#flights = flights;
   }
 
-  get name(): string {
-    return this.#remote.name;
-  }
-
-  get state(): RemoteState {
-    return this.#remote.state;
-  }
-
-  headManifest(
-    repository: string,
-    reference: string,
-    options?: RemoteOptions & { ifNoneMatch?: string | undefined },
-  ): Promise<ManifestHead | "notModified" | undefined> {
-    return this.#remote.headManifest(repository, reference, options);
-  }
-
-  async getManifest(
+  override async getManifest(
     repository: string,
     reference: string,
     options: RemoteOptions = {},
   ): Promise<RemoteManifest | undefined> {
     const target = this.#target(repository);
     try {
-      if (!isDigest(reference) || !target) return await this.#remote.getManifest(repository, reference, options);
+      if (!isDigest(reference) || !target) return await super.getManifest(repository, reference, options);
       const { bytes, mediaType, digest } = await this.#flights.manifestFrom(target, reference);
       options.signal?.throwIfAborted();
       if (!bytes) throw new TypeError(`the manifest ${digest} was read without its bytes`);
@@ -81,21 +65,13 @@ export class FlightRemote implements Remote {
     return target !== undefined && (await this.#flights.hasBlob(target, digest));
   }
 
-  headBlob(
-    repository: string,
-    digest: Digest,
-    options?: RemoteOptions,
-  ): Promise<{ sizeBytes: number | undefined } | undefined> {
-    return this.#remote.headBlob(repository, digest, options);
-  }
-
-  async openBlob(
+  override async openBlob(
     repository: string,
     digest: Digest,
     options: RemoteOptions & { firstByte?: number | undefined; lastByte?: number | undefined } = {},
   ): Promise<RemoteBody | undefined> {
     const target = this.#target(repository);
-    if (!target) return await this.#remote.openBlob(repository, digest, options);
+    if (!target) return await super.openBlob(repository, digest, options);
     try {
       return await bodyOf(this.name, this.#flights.blobFrom(target, digest), options);
     } catch (error) {
@@ -107,29 +83,6 @@ export class FlightRemote implements Remote {
       throw error;
     }
   }
-
-  listRepositories(options?: RemoteOptions): Promise<RepositoryName[] | undefined> {
-    return this.#remote.listRepositories(options);
-  }
-
-  listTags(repository: string, options?: RemoteOptions): Promise<string[] | undefined> {
-    return this.#remote.listTags(repository, options);
-  }
-
-  referrers(
-    repository: string,
-    digest: Digest,
-    options?: RemoteOptions,
-  ): Promise<Record<string, unknown>[] | undefined> {
-    return this.#remote.referrers(repository, digest, options);
-  }
-
-  ping(options?: RemoteOptions): Promise<void> {
-    return this.#remote.ping(options);
-  }
-
-  /** The registry's own connections belong to whoever has opened them. */
-  async [Symbol.asyncDispose](): Promise<void> {}
 
   /** @returns undefined where its name in the cache would be longer than names are: then nothing is kept of it */
   #target(remoteName: string): Target | undefined {

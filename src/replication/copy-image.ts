@@ -5,8 +5,6 @@
 import type { Bytes, Clock } from "../base/clock.ts";
 import type { Turns } from "../base/turns.ts";
 import type { ReplicationRule } from "../config/schema.ts";
-import { algorithmOf, digestOf } from "../oci/digest.ts";
-import { bareMediaType, MEDIA_TYPES } from "../oci/manifest.ts";
 import type { Told } from "../oci/origin.ts";
 import type { Reference, RepositoryName, Tag } from "../oci/reference.ts";
 import type { Target } from "../remote/target.ts";
@@ -17,6 +15,7 @@ import type { KnownBlobs } from "./copy-known.ts";
 import type { PlannedTag } from "./plan-tag.ts";
 import { platformsOf } from "./rules.ts";
 import { globFinder } from "./tag-filter.ts";
+import { putUnder } from "./tags-at.ts";
 
 type Existing = ReplicationRule["write"]["existing"];
 
@@ -150,13 +149,7 @@ export class ImageCopies {
   /** What the tag leads to by now gets another name, before the tag moves. */
   async #keepBackup(target: RepositoryName, image: PlannedTag, signal: AbortSignal): Promise<void> {
     if (image.action !== "replace" || image.backup === undefined) return;
-    const found = await this.#target.getManifest(target, image.was, { signal });
-    if (!found || digestOf(found.bytes, algorithmOf(image.was)) !== image.was) {
-      throw new Error(`${image.was} is not at the target any more: plan again`);
-    }
-    const mediaType = bareMediaType(found.contentType) ?? MEDIA_TYPES.ociImage;
-    const stored = await this.#target.putManifest(target, image.backup, { bytes: found.bytes, mediaType }, { signal });
-    if (stored.missing) throw stored.cause;
+    await putUnder(this.#target, target, image.was, image.backup, signal);
   }
 }
 

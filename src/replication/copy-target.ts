@@ -1,6 +1,6 @@
 /** The manifests of a copy's target: whether they are there, and how they come there. */
 import type { Turns } from "../base/turns.ts";
-import { digestOf, type Digest } from "../oci/digest.ts";
+import type { Digest } from "../oci/digest.ts";
 import type { Told } from "../oci/origin.ts";
 import { isTag, referrersTag, type Reference } from "../oci/reference.ts";
 import type { RemoteError } from "../remote/remote-error.ts";
@@ -8,6 +8,7 @@ import type { Target } from "../remote/target.ts";
 import type { Job } from "./copy-job.ts";
 import { addReferrer, type ProvenManifest } from "./copy-manifests.ts";
 import type { Again } from "./copy-retry.ts";
+import { toldAt } from "./tags-at.ts";
 
 interface TargetManifestsParts {
   target: Target;
@@ -49,12 +50,7 @@ export class TargetManifests {
   }
 
   async #ask(repository: string, reference: Reference, signal: AbortSignal): Promise<Told | undefined> {
-    const head = await this.#again(() => this.#target.headManifest(repository, reference, { signal }), signal);
-    if (typeof head !== "object") return undefined;
-    if (head.digest !== undefined) return { digest: head.digest, origin: head.origin };
-    // Some registries do not tell the digest.
-    const got = await this.#again(() => this.#target.getManifest(repository, reference, { signal }), signal);
-    return got && { digest: digestOf(got.bytes), origin: got.origin };
+    return await this.#again(() => toldAt(this.#target, repository, reference, signal), signal);
   }
 
   /**

@@ -15,7 +15,7 @@
 import PQueue from "p-queue";
 import type { Clock } from "../base/clock.ts";
 import { Turns } from "../base/turns.ts";
-import { digestOf, type Digest } from "../oci/digest.ts";
+import type { Digest } from "../oci/digest.ts";
 import type { Told } from "../oci/origin.ts";
 import { isTag } from "../oci/reference.ts";
 import type { Target } from "../remote/target.ts";
@@ -38,6 +38,7 @@ import { isStoredByTag, type ProvenManifest } from "./copy-manifests.ts";
 import { againBy, type Again } from "./copy-retry.ts";
 import { TagCopies } from "./copy-tags.ts";
 import { TargetManifests } from "./copy-target.ts";
+import { toldAt } from "./tags-at.ts";
 
 export interface CopierParts {
   source: CopySource;
@@ -149,12 +150,9 @@ export class Copier {
   /** @throws CopyError missing */
   async #resolve({ repository, reference }: CopyRequest["from"], signal: AbortSignal): Promise<Told> {
     if (!isTag(reference)) return { digest: reference };
-    const head = await this.#again(() => this.#source.headManifest(repository, reference, { signal }), signal);
-    if (typeof head === "object" && head.digest !== undefined) return { digest: head.digest, origin: head.origin };
-    // Some registries do not tell the digest.
-    const got = head && (await this.#again(() => this.#source.getManifest(repository, reference, { signal }), signal));
-    if (!got) throw new CopyError("missing", `${this.#source.name}/${repository}:${reference} does not exist`);
-    return { digest: digestOf(got.bytes), origin: got.origin };
+    const told = await this.#again(() => toldAt(this.#source, repository, reference, signal), signal);
+    if (told) return told;
+    throw new CopyError("missing", `${this.#source.name}/${repository}:${reference} does not exist`);
   }
 }
 

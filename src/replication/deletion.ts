@@ -12,12 +12,13 @@
 import { Readable } from "node:stream";
 import type { Milliseconds } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
-import { algorithmOf, digestOf, type Digest } from "../oci/digest.ts";
-import { bareMediaType, MEDIA_TYPES } from "../oci/manifest.ts";
+import { digestOf, type Digest } from "../oci/digest.ts";
+import { MEDIA_TYPES } from "../oci/manifest.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import type { Target } from "../remote/target.ts";
 import { globFinder, isDigestTag } from "./tag-filter.ts";
+import { manifestAt, toldAt } from "./tags-at.ts";
 
 /** What a rule knows of a tag at a target. */
 export interface KnownCopy {
@@ -107,7 +108,7 @@ export interface TagDeletion {
  */
 export async function deleteTag(target: Target, deletion: TagDeletion, signal: AbortSignal): Promise<Deleted> {
   const { repository, tag, expected } = deletion;
-  const present = await digestAt(target, repository, tag, signal);
+  const present = (await toldAt(target, repository, tag, signal))?.digest;
   if (present === undefined) return "absent";
   const stand = standIn(deletion);
   // An earlier process came as far as that.
@@ -116,39 +117,13 @@ export async function deleteTag(target: Target, deletion: TagDeletion, signal: A
   try {
     if (await target.deleteManifest(repository, tag, { signal, ifMatch: expected })) return "deleted";
     // Not there: the tag, or all that the path could mean.
-    if ((await digestAt(target, repository, tag, signal)) === undefined) return "absent";
+    if ((await toldAt(target, repository, tag, signal)) === undefined) return "absent";
   } catch (error) {
     if (!(error instanceof RemoteError)) throw error;
     if (error.status === 412) return "moved";
     if (error.status !== 400 && error.status !== 405 && error.code !== "UNSUPPORTED") throw error;
   }
   return await deleteStandIn(target, deletion, stand, signal);
-}
-
-/** What a tag leads to at a target. */
-export async function digestAt(
-  target: Pick<Target, "headManifest" | "getManifest">,
-  repository: RepositoryName,
-  tag: Tag,
-  signal: AbortSignal,
-): Promise<Digest | undefined> {
-  const head = await target.headManifest(repository, tag, { signal });
-  if (typeof head !== "object") return undefined;
-  if (head.digest !== undefined) return head.digest;
-  const got = await target.getManifest(repository, tag, { signal });
-  return got && digestOf(got.bytes);
-}
-
-/** A manifest by its digest, as it can be put under a tag. @returns undefined where the target has it no more, or something else */
-export async function manifestAt(
-  target: Pick<Target, "getManifest">,
-  repository: RepositoryName,
-  digest: Digest,
-  signal: AbortSignal,
-): Promise<{ bytes: Buffer; mediaType: string } | undefined> {
-  const found = await target.getManifest(repository, digest, { signal });
-  if (!found || digestOf(found.bytes, algorithmOf(digest)) !== digest) return undefined;
-  return { bytes: found.bytes, mediaType: bareMediaType(found.contentType) ?? MEDIA_TYPES.ociImage };
 }
 
 interface StandIn {
@@ -184,7 +159,7 @@ async function deleteStandIn(
 ): Promise<Deleted> {
   // Before the tag is touched: whether the registry deletes at all.
   await deleteByDigest(target, repository, digest, signal);
-  if ((await digestAt(target, repository, tag, signal)) === undefined) return "deleted";
+  if ((await toldAt(target, repository, tag, signal)) === undefined) return "deleted";
   const before = await manifestAt(target, repository, expected, signal);
   if (!(await target.headBlob(repository, digestOf(EMPTY), { signal }))) {
     const session = await target.startUpload(repository, digestOf(EMPTY), { signal });

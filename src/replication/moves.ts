@@ -14,8 +14,9 @@ import type { Origin } from "../oci/origin.ts";
 import type { RepositoryName, Tag } from "../oci/reference.ts";
 import { isTagNewer, type Target } from "../remote/target.ts";
 import { allOf } from "./copy-job.ts";
-import { deleteTag, digestAt, manifestAt } from "./deletion.ts";
+import { deleteTag } from "./deletion.ts";
 import { judgeTag } from "./rules.ts";
+import { manifestAt, putUnder, toldAt } from "./tags-at.ts";
 
 /** A tag of a target that is to move. */
 export interface StagedTag {
@@ -136,7 +137,8 @@ async function prepare(
   signal: AbortSignal,
 ): Promise<Prepared> {
   const { repository, tag, digest } = staged;
-  const verdict = judgeTag(tag, digest, await digestAt(target, repository, tag, signal), write);
+  const there = await toldAt(target, repository, tag, signal);
+  const verdict = judgeTag(tag, digest, there?.digest, write);
   if (verdict.action === "same") return { staged, outcome: "unchanged" };
   if (verdict.action === "keep") return { staged, outcome: "kept", because: verdict.because };
   if (verdict.action === "fail") {
@@ -189,7 +191,7 @@ export async function undoMoves(
 /** @returns why it is left as it is */
 async function undo(target: Target, move: RecordedMove, signal: AbortSignal): Promise<string | undefined> {
   const { repository, tag, was, became } = move;
-  const present = await digestAt(target, repository, tag, signal);
+  const present = (await toldAt(target, repository, tag, signal))?.digest;
   if (present === was) return undefined;
   const moved = (to: Digest | undefined): string =>
     to === undefined ? "others have deleted it since" : `others have moved it since, to ${to}`;
@@ -200,18 +202,4 @@ async function undo(target: Target, move: RecordedMove, signal: AbortSignal): Pr
   if (present !== became) return moved(present);
   await putUnder(target, repository, was, tag, signal);
   return undefined;
-}
-
-/** Lets a tag lead to a manifest that the target has. @throws Error where it has it no more */
-async function putUnder(
-  target: Target,
-  repository: RepositoryName,
-  digest: Digest,
-  tag: Tag,
-  signal: AbortSignal,
-): Promise<void> {
-  const manifest = await manifestAt(target, repository, digest, signal);
-  if (!manifest) throw new Error(`${repository}@${digest}, which ${tag} should lead to, is not there any more`);
-  const stored = await target.putManifest(repository, tag, manifest, { signal });
-  if (stored.missing) throw stored.cause;
 }

@@ -4,8 +4,7 @@ import type { ReplicationRule } from "../config/schema.ts";
 import type { UploadMemory } from "./copy-blob.ts";
 import { ImageCopies } from "./copy-image.ts";
 import { KnownBlobs } from "./copy-known.ts";
-import type { PlanRegistry } from "./plan-registry.ts";
-import type { TargetRegistry } from "./registries.ts";
+import type { PlanRegistry, TargetRegistry } from "./plan-registry.ts";
 
 interface Pooled {
   readonly copies: ImageCopies;

@@ -32,6 +32,15 @@ export function opened<T>(registries: ReadonlyMap<string, T>, name: string): T {
   return registry;
 }
 
+/** One that is written to. */
+export type TargetRegistry = PlanRegistry & { readonly target: Target };
+
+/** @throws TypeError where it was opened to be read alone */
+export function writable(registry: PlanRegistry): TargetRegistry {
+  if (registry.target) return registry as TargetRegistry;
+  throw new TypeError(`registry ${registry.name} was not opened to be written to`);
+}
+
 /**
  * Sends nothing yet.
  * @param access what is asked for: credentials that may only read do for a plan

@@ -15,11 +15,11 @@ import { Later } from "../jobs/kind.ts";
 import { hiddenPlaceOf } from "../oci/hidden-place.ts";
 import { Upstream } from "../registry/upstream.ts";
 import { createRemote, limitsOf, type EndpointLimits, type Remote, type RemoteDependencies } from "../remote/remote.ts";
-import { createTarget, type Target } from "../remote/target.ts";
+import { createTarget } from "../remote/target.ts";
 import type { Endpoint } from "../remote/transport.ts";
 import { FlightRemote, type Flights } from "./flight-remote.ts";
 import { LocalRemote, type LocalRemoteParts } from "./local-remote.ts";
-import type { PlanRegistry } from "./plan-registry.ts";
+import { writable, type PlanRegistry, type TargetRegistry } from "./plan-registry.ts";
 import { endpointOf, type ReplicationRegistry } from "./rules.ts";
 import { SparingRemote } from "./sparing-remote.ts";
 
@@ -35,9 +35,6 @@ export interface RegistriesDeps {
   clock: Clock;
   log: Logger;
 }
-
-/** One that is written to. */
-export type TargetRegistry = PlanRegistry & { target: Target };
 
 type Access = "read" | "write";
 
@@ -186,9 +183,7 @@ export class Registries implements AsyncDisposable {
 
   /** To write to. @throws as {@link source}; Error where it is this one and can't be written to by HTTP */
   async target(name: string): Promise<TargetRegistry> {
-    const registry = await this.#registry(name).open("write");
-    if (!registry.target) throw new TypeError(`registry ${name} was not opened to be written to`);
-    return registry as TargetRegistry;
+    return writable(await this.#registry(name).open("write"));
   }
 
   /**

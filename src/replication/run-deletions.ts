@@ -8,7 +8,7 @@ import type { Target } from "../remote/target.ts";
 import { deleteTag } from "./deletion.ts";
 import { dueDeletions } from "./due-deletions.ts";
 import type { PlannedRepository, RulePlan } from "./plan.ts";
-import { opened, type PlanRegistry } from "./plan-registry.ts";
+import { opened, writable, type PlanRegistry } from "./plan-registry.ts";
 import type { ReplicationRows } from "./rows.ts";
 import { fault } from "./run-result.ts";
 import { selectTags } from "./tag-filter.ts";
@@ -33,10 +33,9 @@ export async function deleteDue(
   context: Context,
 ): Promise<void> {
   for (const planned of plan.repositories) {
-    const registry = deps.registries.get(planned.registry);
-    if (!registry?.target) throw new TypeError(`registry ${planned.registry} was not opened to be written to`);
+    const { target } = writable(opened(deps.registries, planned.registry));
     try {
-      await deleteAt(rule, planned, registry.target, result, deps, context);
+      await deleteAt(rule, planned, target, result, deps, context);
     } catch (error) {
       context.signal.throwIfAborted();
       if (!(error instanceof Error)) throw error;

@@ -3,7 +3,7 @@ import type { ReplicationRule } from "../config/schema.ts";
 import type { JobContext } from "../jobs/kind.ts";
 import { moveTogether, type StagedTag } from "./moves.ts";
 import type { PlannedRepository, RulePlan } from "./plan.ts";
-import type { PlanRegistry } from "./plan-registry.ts";
+import { opened, writable, type PlanRegistry } from "./plan-registry.ts";
 import type { ReplicationRows } from "./rows.ts";
 import type { Ends } from "./run-result.ts";
 import { isDigestTag } from "./tag-filter.ts";
@@ -23,9 +23,8 @@ export async function moveStaged(
   context: Pick<JobContext<unknown>, "jobId" | "signal" | "line">,
 ): Promise<void> {
   for (const [name, repositories] of Map.groupBy(plan.repositories, ({ registry }) => registry)) {
-    const registry = registries.get(name);
-    if (!registry?.target) throw new TypeError(`registry ${name} was not opened to be written to`);
-    const at = { name, target: registry.target, concurrency: registry.queue.concurrency };
+    const { target, queue } = writable(opened(registries, name));
+    const at = { name, target, concurrency: queue.concurrency };
     const staged = repositories.flatMap((one) => stagedOf(one).map((tag) => ({ ...tag, source: one.source })));
     const record: Parameters<typeof moveTogether>[3] = async (moves) => {
       await rows.moving(

@@ -10,7 +10,7 @@ import { ImageCopies, imagesOf } from "./copy-image.ts";
 import type { CopyProgress } from "./copy-job.ts";
 import { KnownBlobs } from "./copy-known.ts";
 import type { RulePlan } from "./plan.ts";
-import type { PlanRegistry } from "./plan-registry.ts";
+import { opened, writable, type PlanRegistry } from "./plan-registry.ts";
 
 /** How one image ended: a tag, or what came along with it. */
 export interface RunOutcome {
@@ -38,14 +38,12 @@ export async function runPlan(
   signal: AbortSignal,
   progress: (image: Pick<RunOutcome, "registry" | "name"> & CopyProgress) => void = () => {},
 ): Promise<void> {
-  const source = registries.get(plan.from);
-  if (!source) throw new TypeError(`registry ${plan.from} was not opened`);
+  const source = opened(registries, plan.from);
   const turns = new Turns();
   const byRegistry = Map.groupBy(plan.repositories, ({ registry }) => registry);
   await Promise.all(
     [...byRegistry].map(async ([name, repositories]) => {
-      const registry = registries.get(name);
-      if (!registry?.target) throw new TypeError(`registry ${name} was not opened to be written to`);
+      const registry = writable(opened(registries, name));
       const copies = new ImageCopies({
         rule,
         source: source.remote,

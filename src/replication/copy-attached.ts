@@ -2,12 +2,13 @@
 import { digestOf, type Digest } from "../oci/digest.ts";
 import { parseManifest } from "../oci/manifest.ts";
 import type { Origin } from "../oci/origin.ts";
-import { isTag, referrersTag, type Tag } from "../oci/reference.ts";
+import { referrersTag, type Tag } from "../oci/reference.ts";
 import { RemoteError } from "../remote/remote-error.ts";
 import { CopyError } from "./copy-error.ts";
 import { allOf, type CopySource, type Job, type Node } from "./copy-job.ts";
 import { proveManifest, readPointers, type Pointer, type ProvenManifest } from "./copy-manifests.ts";
 import type { Again } from "./copy-retry.ts";
+import { DigestTags, usualDigestTags } from "./tag-filter.ts";
 
 interface AttachmentParts {
   source: CopySource;
@@ -18,15 +19,12 @@ interface AttachmentParts {
   tag: (job: Job, tag: Tag, found: ProvenManifest, origin: Origin | undefined) => Promise<unknown>;
 }
 
-/** Where tags can't be listed. Source: cosign, "Signature Specification" */
-const DIGEST_TAG_ENDINGS = [".sig", ".att", ".sbom"];
-
 export class Attachments {
   readonly #parts: AttachmentParts;
   /** By the repositories and digest. */
   readonly #copied = new Map<string, Promise<Node[]>>();
   /** By repository; undefined where they can't be listed. */
-  readonly #tags = new Map<string, Promise<ReadonlySet<string> | undefined>>();
+  readonly #tags = new Map<string, Promise<DigestTags | undefined>>();
   /** Repositories of the source that answer without the API. */
   readonly #withoutApi = new Set<string>();
 
@@ -56,7 +54,10 @@ export class Attachments {
 
   async #copyFor(job: Job, subject: Digest): Promise<Node[]> {
     const tags = await this.#tagsOf(job);
-    const [referrers, tagged] = await allOf([this.#referrersOf(job, subject, tags), tagsAbout(subject, tags)]);
+    const [referrers, tagged] = await allOf([
+      this.#referrersOf(job, subject, tags),
+      tags ? tags.of(subject) : usualDigestTags(subject),
+    ]);
     const nodes = await allOf([
       ...referrers.map((pointer) => this.#copyReferrer(job, pointer, subject)),
       ...tagged.map((tag) => this.#copyTag(job, tag)),
@@ -85,11 +86,7 @@ export class Attachments {
     return [node];
   }
 
-  async #referrersOf(
-    { from, signal }: Job,
-    subject: Digest,
-    tags: ReadonlySet<string> | undefined,
-  ): Promise<Pointer[]> {
+  async #referrersOf({ from, signal }: Job, subject: Digest, tags: DigestTags | undefined): Promise<Pointer[]> {
     const { source, again } = this.#parts;
     if (!this.#withoutApi.has(from)) {
       const listed = await again(() => source.referrers(from, subject, { signal }), signal).catch(noApi);
@@ -102,12 +99,12 @@ export class Attachments {
     return got ? parseManifest(got.bytes, got.contentType).manifests : [];
   }
 
-  #tagsOf({ from, signal }: Job): Promise<ReadonlySet<string> | undefined> {
+  #tagsOf({ from, signal }: Job): Promise<DigestTags | undefined> {
     const { source, again } = this.#parts;
     const known = this.#tags.get(from);
     if (known) return known;
     const work = again(() => source.listTags(from, { signal }), signal).then(
-      (tags) => tags && new Set(tags),
+      (tags) => tags && new DigestTags(tags),
       (error: unknown) => {
         if (error instanceof RemoteError && (error.fault === "denied" || error.fault === "protocol")) return undefined;
         throw error;
@@ -123,14 +120,6 @@ export class Attachments {
 function noApi(error: unknown): undefined {
   if (error instanceof RemoteError && error.fault === "protocol" && (error.status ?? 0) >= 400) return undefined;
   throw error;
-}
-
-function tagsAbout(subject: Digest, tags: ReadonlySet<string> | undefined): Tag[] {
-  const prefix = referrersTag(subject);
-  const names = tags
-    ? [...tags].filter((tag) => tag.startsWith(`${prefix}.`))
-    : DIGEST_TAG_ENDINGS.map((end) => `${prefix}${end}`);
-  return names.filter((name) => isTag(name));
 }
 
 /** The digests of nodes and all below them, each once. */

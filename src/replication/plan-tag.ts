@@ -3,11 +3,11 @@ import type { Milliseconds } from "../base/clock.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import type { Digest } from "../oci/digest.ts";
 import type { Origin, Told } from "../oci/origin.ts";
-import { isTag, referrersTag, type RepositoryName, type Tag } from "../oci/reference.ts";
+import type { RepositoryName, Tag } from "../oci/reference.ts";
 import type { SourceContent } from "./content.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
 import { judgePushes, judgeTag, type Verdict } from "./rules.ts";
-import { tooOld, type DigestTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
+import { tooOld, usualDigestTags, type DigestTags, type DroppedTag, type SelectedTag } from "./tag-filter.ts";
 
 /** `withhold`: it lacks what `attached.require` names. */
 export type PlannedTag = {
@@ -30,9 +30,6 @@ const SIGNATURES: ReadonlySet<string> = new Set([
   "application/vnd.dev.sigstore.bundle.v0.3+json",
   "application/vnd.cncf.notary.signature",
 ]);
-
-/** Where tags are not listed, those named after a digest are looked for with these. Source: cosign, "Signature Specification" */
-const DIGEST_TAG_ENDINGS = [".sig", ".att", ".sbom"];
 
 /** A repository of the source, as far as one of its tags needs it. */
 export interface TagSource {
@@ -143,7 +140,7 @@ export class TagPlans {
   async #namedAfter({ name, named }: TagSource, digest: Digest, isNeeded: boolean): Promise<readonly Tag[]> {
     if (!isNeeded) return [];
     if (named) return named.of(digest);
-    const names = DIGEST_TAG_ENDINGS.map((ending) => `${referrersTag(digest)}${ending}`).filter(isTag);
+    const names = usualDigestTags(digest);
     const found = await Promise.all(names.map((tag) => this.toldBySource(name, tag)));
     return names.filter((_, index) => found[index] !== undefined);
   }

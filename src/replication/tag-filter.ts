@@ -12,8 +12,8 @@ import type { Milliseconds } from "../base/clock.ts";
 import { atOnce } from "../base/give-way.ts";
 import type { ReplicationRule } from "../config/schema.ts";
 import { formatDuration } from "../config/units.ts";
-import { hexOf, algorithmOf, isDigest, type Digest } from "../oci/digest.ts";
-import { isTag, type Tag } from "../oci/reference.ts";
+import { isDigest, type Digest } from "../oci/digest.ts";
+import { isTag, referrersTag, type Tag } from "../oci/reference.ts";
 import { versionOf, versionsIn } from "../oci/version.ts";
 
 export type TagStage = "attached" | "match" | "semver" | "exclude" | "newest" | "maxAge";
@@ -136,8 +136,13 @@ export class DigestTags {
 
   /** An image's signatures and the like. The tag that lists its referrers is none of them: that is each registry's own affair. */
   of(digest: Digest): readonly Tag[] {
-    return this.#byName.get(`${algorithmOf(digest)}-${hexOf(digest).slice(0, 64)}`) ?? [];
+    return this.#byName.get(referrersTag(digest)) ?? [];
   }
+}
+
+/** What an image's signatures and the like are mostly called, where tags can't be listed. Source: cosign, "Signature Specification" */
+export function usualDigestTags(digest: Digest): Tag[] {
+  return [".sig", ".att", ".sbom"].map((ending) => `${referrersTag(digest)}${ending}`).filter(isTag);
 }
 
 /** Whether a tag is named after an image's digest: its signature and the like, or the list of its referrers. */

@@ -18,6 +18,7 @@ import type { JobQueue, NewJob } from "../jobs/queue.ts";
 import type { JobRunner, Outcome } from "../jobs/runner.ts";
 import { imagesOf } from "./copy-image.ts";
 import type { Feed } from "./feed.ts";
+import { ruleCalled, waitForTurn } from "./holds.ts";
 import { undoMoves } from "./moves.ts";
 import { planRule, type RulePlan } from "./plan.ts";
 import type { PlanRegistry } from "./plan-registry.ts";
@@ -28,7 +29,7 @@ import { deleteDue } from "./run-deletions.ts";
 import { moveStaged } from "./run-moves.ts";
 import { endsOf, fault, NOTHING, resultOf } from "./run-result.ts";
 import { LOOK_EVERY_MS, TaskWaits } from "./run-waits.ts";
-import { FAULTY, FAULTY_MS, priorityOf } from "./task-job.ts";
+import { priorityOf } from "./task-job.ts";
 import {
   keysOf,
   laneOf,
@@ -41,7 +42,6 @@ import {
   type RunResult,
   type TaskPayload,
 } from "./tasks.ts";
-import { opensAtMs } from "./window.ts";
 
 export interface RunDeps {
   db: Database;
@@ -75,7 +75,6 @@ const backoffMs = exponential(30_000, 600_000);
 const GROUP = 100;
 /** Of faults of a plan, in the log. */
 const MOST_LINES = 100;
-const PAUSED_MS: Milliseconds = 3_600_000;
 const KEEP_MOVES_MS: Milliseconds = 90 * 86_400_000;
 
 export class Runs {
@@ -102,17 +101,11 @@ export class Runs {
   }
 
   async #run(payload: RunPayload, context: Context): Promise<RunResult> {
-    const { rules, rows, clock } = this.#deps;
+    const { rows, clock } = this.#deps;
     if (payload.undo !== undefined) return await this.#undo(payload, payload.undo, context);
-    const rule = rules.get(payload.rule)?.rule;
-    if (!rule && rules.isFaulty(payload.rule)) throw new Later(FAULTY, clock.now() + FAULTY_MS);
+    const rule = ruleCalled(payload.rule, this.#deps);
     if (!rule) throw new Hopeless(`there is no rule ${payload.rule} any more`);
-    if (payload.trigger !== "hand") {
-      const { paused } = await rows.state(rule.name);
-      if (paused !== undefined) throw new Later(`the rule is paused: ${paused}`, clock.now() + PAUSED_MS);
-      const opensMs = opensAtMs(rule.on.window, clock.now());
-      if (opensMs > clock.now()) throw new Later(`it waits for ${rule.on.window} UTC`, opensMs);
-    }
+    await waitForTurn(rule, payload.trigger, this.#deps);
     await rows.runBegan(rule.name, context.jobId);
     const beganAtMs = clock.now();
     const result = await this.#copyAll(rule, payload, context);

@@ -27,6 +27,7 @@ import { CopyError } from "./copy-error.ts";
 import { isChange, type ImageCopied } from "./copy-image.ts";
 import type { CopyPool } from "./copy-pool.ts";
 import type { Feed } from "./feed.ts";
+import { ruleCalled, waitForTurn } from "./holds.ts";
 import type { PlanRegistry, TargetRegistry } from "./plan-registry.ts";
 import { TagPlans } from "./plan-tag.ts";
 import type { Registries } from "./registries.ts";
@@ -45,7 +46,6 @@ import {
   type TaskResult,
   type Trigger,
 } from "./tasks.ts";
-import { opensAtMs } from "./window.ts";
 
 export interface TaskDeps {
   clock: Clock;
@@ -67,13 +67,8 @@ export interface TaskDeps {
 const ATTEMPTS = 8;
 const backoffMs = exponential(5_000, 300_000);
 const TELL_EVERY_MS: Milliseconds = 250;
-/** How often a task of a paused rule looks again: its resuming lets it begin at once. */
-const PAUSED_MS: Milliseconds = 3_600_000;
 /** How often what belongs to an image looks whether that is there. */
 const COPYING_MS: Milliseconds = 5_000;
-/** How often what belongs to a rule that cannot be applied looks whether it can. */
-export const FAULTY_MS: Milliseconds = 300_000;
-export const FAULTY = "the rule cannot be applied as the configuration is now";
 /** Without a `Retry-After`. */
 const RATE_LIMITED_MS: Milliseconds = 60_000;
 /** Also where a registry says 0. */
@@ -117,17 +112,11 @@ export class Tasks {
   }
 
   async #run(payload: TaskPayload, context: JobContext<TaskProgress>): Promise<TaskResult> {
-    const { clock, rules, rows } = this.#deps;
-    const { trigger, registry } = payload;
-    const rule = rules.get(payload.rule)?.rule;
-    if (!rule && rules.isFaulty(payload.rule)) throw new Later(FAULTY, clock.now() + FAULTY_MS);
+    const { clock } = this.#deps;
+    const { registry } = payload;
+    const rule = ruleCalled(payload.rule, this.#deps);
     if (!rule || !isAbout(rule, payload)) return superseded("the rule is about it no more");
-    if (trigger !== "hand") {
-      const { paused } = await rows.state(rule.name);
-      if (paused !== undefined) throw new Later(`the rule is paused: ${paused}`, clock.now() + PAUSED_MS);
-      const opensMs = opensAtMs(rule.on.window, clock.now());
-      if (opensMs > clock.now()) throw new Later(`it waits for ${rule.on.window} UTC`, opensMs);
-    }
+    await waitForTurn(rule, payload.trigger, this.#deps);
     const work = async (): Promise<TaskResult> => {
       try {
         const { registries } = this.#deps;

@@ -3,13 +3,7 @@ import { test } from "node:test";
 import { makeImage } from "../kit/images.ts";
 import { pushImage } from "../kit/hosted.ts";
 import { startRegistry, until, type TestRegistry } from "../kit/registry.ts";
-
-interface RunAnswer {
-  id: number;
-  state: string;
-  error?: string;
-  result?: { copied: number; unchanged: number; failed: number; deleted: number; faults: { message: string }[] };
-}
+import { ended, JSON_TYPE, run } from "./runs.ts";
 
 const image = (seed: number) => makeImage({ layers: [20_000], seed });
 
@@ -17,8 +11,6 @@ async function digestAt(registry: TestRegistry, repository: string, tag: string)
   const { status, headers } = await registry.send("HEAD", `/v2/${repository}/manifests/${tag}`);
   return status === 200 ? (headers["docker-content-digest"] as string) : undefined;
 }
-
-const JSON_TYPE = { "content-type": "application/json" };
 
 /** A rule `out` of everything under team/ to another daemon. */
 function rule(to: TestRegistry, further: object = {}) {
@@ -33,24 +25,6 @@ function rule(to: TestRegistry, further: object = {}) {
       },
     ],
   };
-}
-
-async function run(registry: TestRegistry, name = "out"): Promise<RunAnswer> {
-  const begun = await registry.send("POST", `/api/v1/replication/rules/${name}/run`, JSON_TYPE);
-  assert.equal(begun.status, 202, begun.bytes.toString());
-  const { run: id } = JSON.parse(begun.bytes.toString()) as { run: number };
-  return await ended(registry, id);
-}
-
-async function ended(registry: TestRegistry, id: number): Promise<RunAnswer> {
-  let found: RunAnswer | undefined;
-  await until(async () => {
-    const answer = await registry.get(`/api/v1/replication/runs/${id}`);
-    found = JSON.parse(answer.bytes.toString()) as RunAnswer;
-    return found.state !== "queued" && found.state !== "running";
-  }, `run ${id} ends`);
-  assert.ok(found);
-  return found;
 }
 
 test("a run copies what a rule names, and the next one finds nothing to do", async () => {

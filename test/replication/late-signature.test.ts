@@ -4,6 +4,7 @@ import { pushImage } from "../kit/hosted.ts";
 import { makeArtifact, makeImage } from "../kit/images.ts";
 import { startRegistry, until, type TestRegistry } from "../kit/registry.ts";
 import { startBetween } from "./between.ts";
+import { run, tasks } from "./runs.ts";
 
 const SIGNATURE = "application/vnd.dev.cosign.artifact.sig.v1+json";
 
@@ -20,9 +21,7 @@ async function digestAt(registry: TestRegistry, reference: string): Promise<stri
 
 /** How each copy ended, in order of their beginning. */
 async function outcomes(registry: TestRegistry): Promise<(string | undefined)[]> {
-  const { bytes } = await registry.get("/api/v1/replication/tasks");
-  const { items } = JSON.parse(bytes.toString()) as { items: { result?: { outcome: string } }[] };
-  return items.map(({ result }) => result?.outcome).toReversed();
+  return (await tasks(registry)).map(({ result }) => result?.outcome);
 }
 
 test("an image that waits for its signature is copied under all its tags once that is pushed, as a tag or as a referrer", async () => {
@@ -69,21 +68,6 @@ test("a signature that is pushed while its image is being copied gets there, too
   assert.equal(await digestAt(target, "1.0"), image.digest);
 });
 
-async function runs(registry: TestRegistry): Promise<{ copied: number; withheld: number }> {
-  const begun = await registry.send("POST", "/api/v1/replication/rules/out/run", {
-    "content-type": "application/json",
-  });
-  const { run } = JSON.parse(begun.bytes.toString()) as { run: number };
-  let result: { copied: number; withheld: number } | undefined;
-  await until(async () => {
-    const { bytes } = await registry.get(`/api/v1/replication/runs/${run}`);
-    ({ result } = JSON.parse(bytes.toString()) as { result?: { copied: number; withheld: number } });
-    return result !== undefined;
-  }, `run ${run} ends`);
-  assert.ok(result);
-  return result;
-}
-
 test("a run copies all tags of a signed image, whichever of them brings the signature", async () => {
   await using target = await startRegistry();
   const { replication } = rule(target.url, { require: ["signature"] });
@@ -95,9 +79,9 @@ test("a run copies all tags of a signed image, whichever of them brings the sign
   for (const tag of ["1.0", "latest"]) await pushImage(source, "team/app", image, tag);
   const signed = makeImage({ layers: [100], seed: "its signature" });
   await pushImage(source, "team/app", signed, `${image.digest.replace(":", "-")}.sig`);
-  assert.deepEqual((await runs(source)).withheld, 0);
+  assert.deepEqual((await run(source)).result?.withheld, 0);
   for (const tag of ["1.0", "latest"]) assert.equal(await digestAt(target, tag), image.digest);
   await pushImage(source, "team/app", image, "stable");
-  assert.deepEqual((await runs(source)).withheld, 0, "the signature is at the target already");
+  assert.deepEqual((await run(source)).result?.withheld, 0, "the signature is at the target already");
   assert.equal(await digestAt(target, "stable"), image.digest);
 });

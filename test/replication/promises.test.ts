@@ -6,25 +6,9 @@ import { makeImage, type Image } from "../kit/images.ts";
 import { startRegistry, until, type TestRegistry } from "../kit/registry.ts";
 import { MINUTE, MovingClock } from "../registry/clients.ts";
 import { startBetween } from "./between.ts";
-
-interface Task {
-  id: number;
-  state: string;
-  run?: number;
-  tag?: string;
-  runAt: string;
-  result?: { outcome: string; notes: string[] };
-}
-
-interface Run {
-  id: number;
-  state: string;
-  error?: string;
-  result?: Record<"copied" | "unchanged" | "kept" | "failed" | "deleted", number> & { faults: { message: string }[] };
-}
+import { ask, begin, ended, JSON_TYPE, tasks } from "./runs.ts";
 
 const image = (seed: number | string): Image => makeImage({ layers: [5_000], seed });
-const JSON_TYPE = { "content-type": "application/json" };
 
 function section(url: string, further: object = {}, name = "dr") {
   const from = { registry: "self", repositories: ["team/app"] };
@@ -34,29 +18,6 @@ function section(url: string, further: object = {}, name = "dr") {
 async function digestAt(registry: TestRegistry, tag: string): Promise<string | undefined> {
   const { status, headers } = await registry.send("HEAD", `/v2/team/app/manifests/${tag}`);
   return status === 200 ? (headers["docker-content-digest"] as string) : undefined;
-}
-
-async function ask<T>(registry: TestRegistry, method: "GET" | "POST", path: string): Promise<T> {
-  const body = method === "POST" ? "{}" : undefined;
-  const { status, bytes } = await registry.send(method, `/api/v1/${path}`, method === "POST" ? JSON_TYPE : {}, body);
-  assert.ok(status < 300, bytes.toString());
-  return (bytes.length > 0 ? JSON.parse(bytes.toString()) : undefined) as T;
-}
-
-const begin = async (registry: TestRegistry): Promise<number> =>
-  (await ask<{ run: number }>(registry, "POST", "replication/rules/out/run")).run;
-/** Oldest first. */
-const tasks = async (registry: TestRegistry): Promise<Task[]> =>
-  (await ask<{ items: Task[] }>(registry, "GET", "replication/tasks")).items.toSorted((a, b) => a.id - b.id);
-
-async function ended(registry: TestRegistry, id: number): Promise<Run> {
-  let run: Run | undefined;
-  await until(async () => {
-    run = await ask<Run>(registry, "GET", `replication/runs/${id}`);
-    return !["queued", "running", "paused"].includes(run.state);
-  }, `run ${id} ends`);
-  assert.ok(run);
-  return run;
 }
 
 const waits = (registry: TestRegistry, count: number): Promise<void> =>

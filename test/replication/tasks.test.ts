@@ -4,25 +4,9 @@ import { makeImage, type Image } from "../kit/images.ts";
 import { pushImage } from "../kit/hosted.ts";
 import { startRegistry, until, type TestRegistry } from "../kit/registry.ts";
 import { startBetween } from "./between.ts";
-
-interface Task {
-  id: number;
-  state: string;
-  runAt: string;
-  tag?: string;
-  error?: string;
-  result?: { outcome: string; notes: string[] };
-}
-
-interface Run {
-  id: number;
-  state: string;
-  error?: string;
-  result?: { copied: number; failed: number; faults: { where: string; message: string }[] };
-}
+import { ask, begin, ended, tasks, type Run } from "./runs.ts";
 
 const image = (seed: number | string): Image => makeImage({ layers: [5_000], seed });
-const JSON_TYPE = { "content-type": "application/json" };
 
 async function digestAt(registry: TestRegistry, tag: string): Promise<string | undefined> {
   const { status, headers } = await registry.send("HEAD", `/v2/team/app/manifests/${tag}`);
@@ -37,29 +21,6 @@ function rule(url: string, further: object = {}, registry: object = {}) {
       rules: [{ name: "out", from, to: [{ registry: "dr" }], ...further }],
     },
   };
-}
-
-async function ask<T>(registry: TestRegistry, method: "GET" | "POST", path: string, body?: string): Promise<T> {
-  const { status, bytes } = await (method === "GET"
-    ? registry.get(`/api/v1/${path}`)
-    : registry.send(method, `/api/v1/${path}`, JSON_TYPE, body));
-  assert.ok(status < 300, bytes.toString());
-  return (bytes.length > 0 ? JSON.parse(bytes.toString()) : undefined) as T;
-}
-
-const begin = async (registry: TestRegistry): Promise<number> =>
-  (await ask<{ run: number }>(registry, "POST", "replication/rules/out/run")).run;
-const tasks = async (registry: TestRegistry): Promise<Task[]> =>
-  (await ask<{ items: Task[] }>(registry, "GET", "replication/tasks")).items;
-
-async function ended(registry: TestRegistry, id: number): Promise<Run> {
-  let run: Run | undefined;
-  await until(async () => {
-    run = await ask<Run>(registry, "GET", `replication/runs/${id}`);
-    return !["queued", "running", "paused"].includes(run.state);
-  }, `run ${id} ends`);
-  assert.ok(run);
-  return run;
 }
 
 test("an image that can't be copied ends with its cause, and the rest goes on; mended, it is tried again by hand", async () => {
@@ -130,13 +91,13 @@ test("a paused rule copies nothing by itself, makes up for it when it is resumed
       const task = (await tasks(source)).find((one) => one.tag === tag);
       return task?.state === "queued" && Date.parse(task.runAt) > Date.now() + 60_000;
     }, `the copy of ${tag} waits`);
-  await ask(source, "POST", "replication/rules/out/pause", "{}");
+  await ask(source, "POST", "replication/rules/out/pause");
   await pushImage(source, "team/app", image(1), "1");
   await waits("1");
   await ask(source, "POST", "replication/rules/out/resume");
   await until(async () => (await digestAt(target, "1")) === image(1).digest, "the first tag is there");
 
-  await ask(source, "POST", "replication/rules/out/pause", "{}");
+  await ask(source, "POST", "replication/rules/out/pause");
   await pushImage(source, "team/app", image(2), "2");
   await waits("2");
   assert.equal(await digestAt(target, "2"), undefined);

@@ -1,15 +1,12 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { createLog } from "../../src/base/log.ts";
 import { parseConfig } from "../../src/config/load.ts";
-import type { Config } from "../../src/config/schema.ts";
 import { planRule, isSettled, type PlanOptions, type RulePlan } from "../../src/replication/plan.ts";
-import { openRegistry, type PlanRegistry } from "../../src/replication/plan-registry.ts";
-import { endpointOf } from "../../src/replication/rules.ts";
 import { pushImage, pushManifest } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, makeIndex } from "../kit/images.ts";
 import { startRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
+import { openAll } from "./opened.ts";
 
 const NOW_MS = Date.UTC(2026, 5, 20);
 const amd64 = makeImage({ layers: [40_000, 30_000] });
@@ -49,19 +46,6 @@ async function plan(
     signal: AbortSignal.timeout(20_000),
     ...options,
   });
-}
-
-async function openAll(configured: Config["replication"]["registries"]) {
-  const log = await createLog({ level: "silent", format: "json", destination: { write: () => undefined } });
-  const stack = new AsyncDisposableStack();
-  const registries = new Map<string, PlanRegistry>();
-  for (const [name, registry] of Object.entries(configured)) {
-    registries.set(
-      name,
-      stack.use(await openRegistry(name, endpointOf(registry), { keep: registry.quota.keep, log, access: "read" })),
-    );
-  }
-  return { registries, [Symbol.asyncDispose]: () => stack.disposeAsync() };
 }
 
 function actions({ repositories }: RulePlan): Record<string, string> {

@@ -4,11 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { createLog } from "../../src/base/log.ts";
-import { parseConfig } from "../../src/config/load.ts";
 import { planRule, type RulePlan } from "../../src/replication/plan.ts";
-import { openRegistry, type PlanRegistry } from "../../src/replication/plan-registry.ts";
-import { endpointOf } from "../../src/replication/rules.ts";
 import { runPlan, type RunOutcome } from "../../src/replication/run.ts";
 import { startPeer } from "../interop/peers.ts";
 import { pushImage, pushManifest } from "../kit/hosted.ts";
@@ -16,6 +12,7 @@ import { makeArtifact, makeImage, makeIndex } from "../kit/images.ts";
 import { startRegistry, until, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
 import { startBetween, type Between } from "./between.ts";
+import { openRule } from "./opened.ts";
 
 const JSON_TYPE = { "content-type": "application/json" };
 const PLATFORMS = ["amd64", "arm64", "s390x"].map((architecture) => ({ os: "linux", architecture }));
@@ -102,16 +99,8 @@ async function run(daemon: TestRegistry): Promise<void> {
 
 /** Plans and runs the rule without a daemon. */
 async function runHere(stage: Stage, further: object, between: (plan: RulePlan) => void): Promise<RunOutcome[]> {
-  const { registries: configured, rules } = parseConfig({ replication: ruled(stage, further) }).replication;
-  const [rule] = rules;
-  assert.ok(rule);
-  const log = await createLog({ level: "silent", format: "json" });
-  await using stack = new AsyncDisposableStack();
-  const registries = new Map<string, PlanRegistry>();
-  for (const [name, config] of Object.entries(configured)) {
-    const options = { keep: 0, log, access: name === "dr" ? "write" : "read" } as const;
-    registries.set(name, stack.use(await openRegistry(name, endpointOf(config), options)));
-  }
+  await using opened = await openRule(ruled(stage, further));
+  const { rule, registries } = opened;
   const signal = AbortSignal.timeout(30_000);
   const nowMs = Date.now();
   between(await planRule(rule, registries, { sizes: true, nowMs, signal }));

@@ -1,20 +1,17 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import { createLog } from "../../src/base/log.ts";
-import { parseConfig } from "../../src/config/load.ts";
 import { digestOf, type Digest } from "../../src/oci/digest.ts";
 import { MEDIA_TYPES, parseManifest } from "../../src/oci/manifest.ts";
 import { chooseChildren, type ProvenManifest } from "../../src/replication/copy-manifests.ts";
 import { isSettled, planRule, type RulePlan } from "../../src/replication/plan.ts";
-import { openRegistry, type PlanRegistry } from "../../src/replication/plan-registry.ts";
 import { rewriteIndex, type RewriteMemory } from "../../src/replication/rewrite.ts";
-import { endpointOf } from "../../src/replication/rules.ts";
 import { runPlan, type RunOutcome } from "../../src/replication/run.ts";
 import { has, pushImage, send } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, type Image, type Published } from "../kit/images.ts";
 import { startRegistry } from "../kit/registry.ts";
 import { startUpstream } from "../kit/upstream.ts";
+import { openRule } from "./opened.ts";
 
 const ARCHITECTURES = ["amd64", "arm64", "s390x"];
 const [amd64, arm64, s390x] = ARCHITECTURES.map((architecture) =>
@@ -122,33 +119,22 @@ async function replicate(
   more: object,
   memory?: Memory,
 ): Promise<Replicating> {
-  const { replication } = parseConfig({
-    replication: {
-      registries: { hub: { url: hub.url }, dr: { url: dr.url } },
-      rules: [
-        {
-          name: "rule",
-          from: { registry: "hub", repositories: ["team/app"] },
-          to: [{ registry: "dr" }],
-          platforms: { only: ["linux/amd64"], index: "rewrite" },
-          ...more,
-        },
-      ],
-    },
+  const opened = await openRule({
+    registries: { hub: { url: hub.url }, dr: { url: dr.url } },
+    rules: [
+      {
+        name: "rule",
+        from: { registry: "hub", repositories: ["team/app"] },
+        to: [{ registry: "dr" }],
+        platforms: { only: ["linux/amd64"], index: "rewrite" },
+        ...more,
+      },
+    ],
   });
-  const [rule] = replication.rules;
-  assert.ok(rule);
-  const log = await createLog({ level: "silent", format: "json", destination: { write: () => undefined } });
-  await using stack = new AsyncDisposableStack();
-  const registries = new Map<string, PlanRegistry>();
-  for (const [name, registry] of Object.entries(replication.registries)) {
-    const access = name === "dr" ? "write" : "read";
-    registries.set(name, stack.use(await openRegistry(name, endpointOf(registry), { keep: 0, log, access })));
-  }
+  const { rule, registries } = opened;
   const signal = AbortSignal.timeout(30_000);
   const plan = (sizes = false) =>
     planRule(rule, registries, { sizes, nowMs: Date.now(), signal, ...(memory ? { rewrites: memory } : {}) });
-  const owned = stack.move();
   return {
     plan,
     run: async () => {
@@ -156,7 +142,7 @@ async function replicate(
       await runPlan(await plan(), rule, registries, (outcome) => outcomes.push(outcome), signal);
       return outcomes;
     },
-    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+    [Symbol.asyncDispose]: () => opened[Symbol.asyncDispose](),
   };
 }
 

@@ -1,16 +1,13 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import * as fc from "fast-check";
-import { createLog } from "../../src/base/log.ts";
-import { parseConfig } from "../../src/config/load.ts";
 import { isSettled, planRule } from "../../src/replication/plan.ts";
-import { openRegistry, type PlanRegistry } from "../../src/replication/plan-registry.ts";
-import { endpointOf } from "../../src/replication/rules.ts";
 import { runPlan, type RunOutcome } from "../../src/replication/run.ts";
 import { has, pushImage } from "../kit/hosted.ts";
 import { makeArtifact, makeImage, makeIndex, type Image } from "../kit/images.ts";
 import { startRegistry, type TestRegistry } from "../kit/registry.ts";
 import { startUpstream, type Upstream } from "../kit/upstream.ts";
+import { openRule } from "./opened.ts";
 
 const IMAGES = ["a", "b", "c"].map((seed) => makeImage({ layers: [500, 700], seed }));
 const [first, second, third] = IMAGES as [Image, Image, Image];
@@ -38,18 +35,11 @@ async function withRule<T>(
     run: (plan: Awaited<ReturnType<typeof planRule>>) => Promise<RunOutcome[]>;
   }) => Promise<T>,
 ): Promise<T> {
-  const { replication } = parseConfig({
-    replication: { registries: { hub: { url: hub.url }, dr: { url: dr.url } }, rules: [{ name: "rule", ...rule }] },
+  await using opened = await openRule({
+    registries: { hub: { url: hub.url }, dr: { url: dr.url } },
+    rules: [{ name: "rule", ...rule }],
   });
-  const [parsed] = replication.rules;
-  assert.ok(parsed);
-  const log = await createLog({ level: "silent", format: "json", destination: { write: () => undefined } });
-  await using stack = new AsyncDisposableStack();
-  const registries = new Map<string, PlanRegistry>();
-  for (const [name, registry] of Object.entries(replication.registries)) {
-    const access = name === "dr" ? "write" : "read";
-    registries.set(name, stack.use(await openRegistry(name, endpointOf(registry), { keep: 0, log, access })));
-  }
+  const { rule: parsed, registries } = opened;
   const signal = AbortSignal.timeout(30_000);
   return await work({
     plan: () => planRule(parsed, registries, { sizes: false, nowMs: Date.now(), signal }),

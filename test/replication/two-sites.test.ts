@@ -3,16 +3,14 @@ import { once } from "node:events";
 import { connect, createServer, type AddressInfo, type Socket } from "node:net";
 import { test } from "node:test";
 import * as fc from "fast-check";
-import { createLog } from "../../src/base/log.ts";
 import { systemClock, type Clock } from "../../src/base/clock.ts";
 import { parseConfig } from "../../src/config/load.ts";
 import { isSettled, planRule } from "../../src/replication/plan.ts";
-import { openRegistry, type PlanRegistry } from "../../src/replication/plan-registry.ts";
-import { endpointOf } from "../../src/replication/rules.ts";
 import { runPlan, type RunOutcome } from "../../src/replication/run.ts";
 import { pushImage, select } from "../kit/hosted.ts";
 import { makeImage, type Image } from "../kit/images.ts";
 import { startRegistry, until, type TestRegistry } from "../kit/registry.ts";
+import { openAll } from "./opened.ts";
 
 const IMAGES = ["a", "b", "c"].map((seed) => makeImage({ layers: [300], seed }));
 const [first, second, third] = IMAGES as [Image, Image, Image];
@@ -30,12 +28,8 @@ async function withLinks<T>(
   });
   const urls = Object.entries(sites).map(([name, { url }]) => [name, { url }] as const);
   const { replication } = parseConfig({ replication: { registries: Object.fromEntries(urls), rules } });
-  const log = await createLog({ level: "silent", format: "json", destination: { write: () => undefined } });
-  await using stack = new AsyncDisposableStack();
-  const registries = new Map<string, PlanRegistry>();
-  for (const [name, registry] of Object.entries(replication.registries)) {
-    registries.set(name, stack.use(await openRegistry(name, endpointOf(registry), { keep: 0, log, access: "write" })));
-  }
+  await using opened = await openAll(replication.registries, Object.keys(sites));
+  const { registries } = opened;
   const signal = AbortSignal.timeout(30_000);
   return await work((name) => {
     const rule = replication.rules.find((one) => one.name === name);

@@ -1,25 +1,22 @@
 /** What replication has in the queue, and had as long as jobs are kept: runs and tasks, newest first. */
-import type { Milliseconds } from "../base/clock.ts";
 import type { Database, Params } from "../db/database.ts";
-import type { JobState } from "../jobs/queue.ts";
+import { COLUMNS, jobOf, type Job, type JobState, type Row } from "../jobs/job.ts";
 import { laneOf, RUN, runPayload, taskPayload, type RunPayload, type TaskPayload } from "./tasks.ts";
 
-interface Kept {
-  id: number;
-  state: JobState;
-  attempts: number;
-  /** How far it is, a second ago at most. */
-  progress: unknown;
-  /** Of what is done. */
-  result: unknown;
-  /** Of the last attempt that failed. */
-  error: string | undefined;
-  createdAtMs: Milliseconds;
-  /** Not before. */
-  runAtMs: Milliseconds;
-  startedAtMs: Milliseconds | undefined;
-  endedAtMs: Milliseconds | undefined;
-}
+/** What is told of a job whose payload is known. */
+type Kept = Pick<
+  Job,
+  | "id"
+  | "state"
+  | "attempts"
+  | "progress"
+  | "result"
+  | "error"
+  | "createdAtMs"
+  | "runAtMs"
+  | "startedAtMs"
+  | "endedAtMs"
+>;
 
 export interface Run extends Kept, RunPayload {}
 
@@ -42,20 +39,6 @@ export interface TaskFilter extends Page {
   /** Of the target. */
   registry?: string | undefined;
 }
-
-interface Row extends Omit<Kept, "progress" | "result" | "error" | "startedAtMs" | "endedAtMs"> {
-  parent: number | null;
-  priority: number;
-  payload: string;
-  progress: string | null;
-  result: string | null;
-  error: string | null;
-  startedAtMs: Milliseconds | null;
-  endedAtMs: Milliseconds | null;
-}
-
-const COLUMNS = `id, parent, payload, priority, state, attempts, run_at AS "runAtMs", progress, result, error,
-  created_at AS "createdAtMs", started_at AS "startedAtMs", ended_at AS "endedAtMs"`;
 
 const LANES = laneOf("");
 
@@ -113,27 +96,27 @@ function pageParams({ before, limit }: Page): Params {
   return { before: before ?? Number.MAX_SAFE_INTEGER, limit };
 }
 
-function keptOf(row: Row): Kept {
-  const { id, state, attempts, createdAtMs, runAtMs } = row;
-  return {
-    id,
-    state,
-    attempts,
-    progress: row.progress === null ? undefined : JSON.parse(row.progress),
-    result: row.result === null ? undefined : JSON.parse(row.result),
-    error: row.error ?? undefined,
-    createdAtMs,
-    runAtMs,
-    startedAtMs: row.startedAtMs ?? undefined,
-    endedAtMs: row.endedAtMs ?? undefined,
-  };
+function keptOf({
+  id,
+  state,
+  attempts,
+  progress,
+  result,
+  error,
+  createdAtMs,
+  runAtMs,
+  startedAtMs,
+  endedAtMs,
+}: Job): Kept {
+  return { id, state, attempts, progress, result, error, createdAtMs, runAtMs, startedAtMs, endedAtMs };
 }
 
 function runOf(row: Row): Run {
-  return { ...runPayload.parse(JSON.parse(row.payload)), ...keptOf(row) };
+  const job = jobOf(row);
+  return { ...runPayload.parse(job.payload), ...keptOf(job) };
 }
 
 function taskOf(row: Row): Task {
-  const payload = taskPayload.parse(JSON.parse(row.payload));
-  return { ...payload, ...keptOf(row), run: row.parent ?? undefined, priority: row.priority };
+  const job = jobOf(row);
+  return { ...taskPayload.parse(job.payload), ...keptOf(job), run: job.parent, priority: job.priority };
 }

@@ -64,7 +64,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
       answers: { 200: { description: "A page of jobs", schema: pageOf(job) } },
       handle: async ({ query: { limit, cursor, ...filter } }) => {
         const jobs = await queue.list({ ...filter, before: readCursor(z.int(), cursor), limit });
-        return { status: 200, body: pageBody(jobs.map(answerOf), limit, () => jobs.at(-1)?.id) };
+        return { status: 200, body: pageBody(jobs.map(jobAnswer), limit, () => jobs.at(-1)?.id) };
       },
     }),
     operation({
@@ -76,7 +76,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
       params: { id },
       answers: { 200: { description: "The job", schema: job } },
       problems: ["not-found"],
-      handle: async ({ params }) => ({ status: 200, body: answerOf(await found(params.id)) }),
+      handle: async ({ params }) => ({ status: 200, body: jobAnswer(await found(params.id)) }),
     }),
     operation({
       id: "listJobLines",
@@ -111,7 +111,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
         const cancelled = await runner.cancel(params.id);
         const body = await found(params.id);
         if (!cancelled) throw new Problem("conflict", `job ${params.id} has ended: it is ${body.state}`);
-        return { status: cancelled === "running" ? 202 : 200, body: answerOf(body) };
+        return { status: cancelled === "running" ? 202 : 200, body: jobAnswer(body) };
       },
     }),
     operation({
@@ -129,7 +129,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
       handle: async ({ params }) => {
         const paused = await runner.pause(params.id);
         const body = await found(params.id);
-        if (paused) return { status: paused === "running" ? 202 : 200, body: answerOf(body) };
+        if (paused) return { status: paused === "running" ? 202 : 200, body: jobAnswer(body) };
         const reason = body.state === "running" ? "it was cancelled, and is about to end" : `it is ${body.state}`;
         throw new Problem("conflict", `job ${params.id} can't be paused: ${reason}`);
       },
@@ -149,7 +149,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
         if (!isResumed)
           throw new Problem("conflict", `job ${params.id} stays as it is: it is ${body.state}, and not paused`);
         runner.wake(body.kind);
-        return { status: 200, body: answerOf(body) };
+        return { status: 200, body: jobAnswer(body) };
       },
     }),
     operation({
@@ -172,7 +172,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
       handle: async ({ params, body: { priority } }) => {
         const isChanged = await queue.prioritise(params.id, priority);
         const body = await found(params.id);
-        if (isChanged) return { status: 200, body: answerOf(body) };
+        if (isChanged) return { status: 200, body: jobAnswer(body) };
         throw new Problem(
           "conflict",
           `job ${params.id} stays as it is: it is ${body.state}, and only what is queued or paused waits for its turn`,
@@ -192,7 +192,7 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
         const { kind, state } = await found(params.id);
         if (await queue.retry(params.id)) {
           runner.wake(kind);
-          return { status: 200, body: answerOf(await found(params.id)) };
+          return { status: 200, body: jobAnswer(await found(params.id)) };
         }
         const reason =
           state === "dead" || state === "cancelled"
@@ -204,7 +204,10 @@ export function jobOperations({ queue, runner }: JobOperationsDeps): Operation[]
   ];
 }
 
-function answerOf({ createdAtMs, runAtMs, startedAtMs, endedAtMs, ...rest }: Job): object {
+type JobTimes = Pick<Job, "createdAtMs" | "runAtMs" | "startedAtMs" | "endedAtMs">;
+
+/** A job, or what is told of one, with its times as answers write them. */
+export function jobAnswer({ createdAtMs, runAtMs, startedAtMs, endedAtMs, ...rest }: JobTimes): object {
   return {
     ...rest,
     createdAt: isoTime(createdAtMs),

@@ -1,8 +1,9 @@
 /** What the API answers about replication. */
 import { z } from "zod";
-import type { Run, Task } from "../../replication/history.ts";
+import type { Task } from "../../replication/history.ts";
 import type { RuleStatus } from "../../replication/status.ts";
 import { taskSubject, TRIGGERS } from "../../replication/tasks.ts";
+import { jobAnswer } from "./jobs.ts";
 import { isoTime } from "./operation.ts";
 import { amount, digest, repositoryName, tagName, time } from "./schemas.ts";
 
@@ -215,22 +216,8 @@ export const feedEvent = z
   ])
   .meta({ id: "ReplicationEvent" });
 
-export function runAnswer(one: Run): object {
-  return timesOf(one);
-}
-
 export function taskAnswer(one: Task): object {
-  return { ...timesOf(one), subject: taskSubject(one) };
-}
-
-function timesOf({ createdAtMs, runAtMs, startedAtMs, endedAtMs, ...rest }: Run | Task): object {
-  return {
-    ...rest,
-    createdAt: isoTime(createdAtMs),
-    runAt: isoTime(runAtMs),
-    ...(startedAtMs === undefined ? {} : { startedAt: isoTime(startedAtMs) }),
-    ...(endedAtMs === undefined ? {} : { endedAt: isoTime(endedAtMs) }),
-  };
+  return { ...jobAnswer(one), subject: taskSubject(one) };
 }
 
 export function statusAnswer({ settledAtMs, nextAtMs, lastRun, ...rest }: RuleStatus): object {

@@ -6,6 +6,7 @@ import type { RulePlan } from "../../replication/plan.ts";
 import { RuleRefused, type KnownRule, type RuleBook } from "../../replication/rule-book.ts";
 import type { RuleStatus } from "../../replication/status.ts";
 import type { Trigger } from "../../replication/tasks.ts";
+import { jobAnswer } from "./jobs.ts";
 import { operation, pageBody, pageOf, paging, readCursor, wholeNumber, type Operation } from "./operation.ts";
 import { Problem } from "./problem.ts";
 import {
@@ -15,7 +16,6 @@ import {
   rulePlan,
   ruleStatus,
   run,
-  runAnswer,
   runDetails,
   STATES,
   statusAnswer,
@@ -228,7 +228,7 @@ export function replicationOperations({ replicator, history }: ReplicationOperat
       answers: { 200: { description: "A page of runs", schema: pageOf(run) } },
       handle: async ({ query: { limit, cursor, rule } }) => {
         const runs = await history.runs({ rule, before: readCursor(z.int(), cursor), limit });
-        return { status: 200, body: pageBody(runs.map(runAnswer), limit, () => runs.at(-1)?.id) };
+        return { status: 200, body: pageBody(runs.map(jobAnswer), limit, () => runs.at(-1)?.id) };
       },
     }),
     operation({
@@ -242,7 +242,7 @@ export function replicationOperations({ replicator, history }: ReplicationOperat
       problems: ["not-found"],
       handle: async ({ params }) => ({
         status: 200,
-        body: { ...runAnswer(await foundRun(params.run)), tasks: await history.counts(params.run) },
+        body: { ...jobAnswer(await foundRun(params.run)), tasks: await history.counts(params.run) },
       }),
     }),
     operation({
